@@ -19,8 +19,10 @@ TrackStar), which is why the default uses both. Held-out documents and documents
 reached are not sources.
 """
 
+import hashlib
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 import torch
 
 from data_attribution import queries, token_index
@@ -33,6 +35,7 @@ from data_attribution.attribution.methods import (
     default_methods,
     parse,
     spelled,
+    unspelled,
 )
 from data_attribution.attribution.passages import Cited
 from data_attribution.attribution.sources import GRADES, Sources
@@ -139,7 +142,14 @@ def documents(
     all_methods = choose_methods(methods, run) if named else used
     left_out = [method.name for method in all_methods if method.name not in names]
     about = _provenance(request, used, ranking, evidence, cited) | {"left out": left_out}
-    about["asked"] = {"methods": spelled(used), "limit": limit, "seed": seed}
+    about["asked"] = {
+        "methods": spelled(used),
+        "unspelled": unspelled(used),
+        "limit": limit,
+        "seed": seed,
+        "fold": fold,
+        "candidates": _identified(request.candidates),
+    }
     if isinstance(target, Behaviour):
         about["asked"]["behaviour"] = target.sha256
     elif target is not None:
@@ -349,6 +359,14 @@ def _provenance(
         "folded": cited.folded,
         **{name: part.details for name, part in evidence.items() if part.details},
     }
+
+
+def _identified(candidates: Candidates) -> storage.JsonObject | None:
+    """Return the number of the candidates and a digest of them in order; None if there are none."""
+    if candidates is None:
+        return None
+    numbers = np.unique(candidates).astype("<i8")
+    return {"n": len(numbers), "sha256": hashlib.sha256(numbers.tobytes()).hexdigest()}
 
 
 def _grades(evidence: Mapping[str, Ranking], methods: Sequence[Method]) -> dict[int, str]:

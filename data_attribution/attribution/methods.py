@@ -11,7 +11,7 @@
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
@@ -40,6 +40,7 @@ __all__ = [
     "default_methods",
     "parse",
     "spelled",
+    "unspelled",
 ]
 
 
@@ -206,6 +207,7 @@ NAMED: dict[str, Method] = {
     "replay": Replay(),
 }
 DEFAULT = ("lexical", "gradient")
+WITHOUT_EFFECT = ("room",)  # options that change the use of memory and no ranking
 # Without Adam's second moments: fused with words, curvature found the most statements of the three
 # kinds that need none (`benchmarks/attribution_recall.py --kind`).
 WITHOUT_MOMENTS = "curvature"
@@ -244,7 +246,7 @@ def parse(name: str, *, words: bool = True, weights: bool = True) -> tuple[Metho
 def spelled(methods: Sequence[Method]) -> str:
     """Return the name that `parse` reads as these methods.
 
-    Options that no name can carry, such as `log_odds`, are left out.
+    Options that no name can carry, such as `log_odds`, are left out; `unspelled` returns them.
 
     Examples:
         >>> attribution.spelled([attribution.Lexical(), attribution.Gradient(kind="cosine")])
@@ -263,6 +265,31 @@ def _spelled(method: Method) -> str:
         elif value != getattr(plain, name):
             options.append(f"{name}={value}")
     return f"{method.name}:{','.join(options)}" if options else method.name
+
+
+def unspelled(methods: Sequence[Method]) -> list[str]:
+    """Return what `spelled` leaves out: "METHOD.OPTION=VALUE", or "METHOD" for one of the user's.
+
+    Options that have their default are not among them, nor are those that change no ranking.
+
+    Examples:
+        >>> from data_attribution.attribution.methods import unspelled
+        >>> unspelled([attribution.Lexical(), attribution.Gradient(log_odds=None, rank=8)])
+        ['gradient.log_odds=None']
+    """
+    found = []
+    for method in methods:
+        plain = NAMED.get(method.name)
+        if plain is None or type(method) is not type(plain) or not is_dataclass(method):
+            found.append(method.name)
+            continue
+        spoken = {*method_names.READERS.get(method.name, {}), *WITHOUT_EFFECT}
+        found += [
+            f"{method.name}.{one.name}={getattr(method, one.name)!r}"
+            for one in fields(method)
+            if one.name not in spoken and getattr(method, one.name) != getattr(plain, one.name)
+        ]
+    return found
 
 
 def default_methods(

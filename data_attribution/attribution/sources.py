@@ -31,6 +31,19 @@ __all__ = ["GRADES", "Effect", "Evidence", "Source", "Sources"]
 # Schema 1 had lexical evidence only; its missing fields have defaults, so it can be read as it is.
 KIND, SCHEMA, READS = "sources", 2, (1, 2)
 SHAPE = {"query": str, "method": str, "items": [{str: object}], "provenance": {str: object}}
+# What the caller of `documents` asked for. A page prints it as a command, so its types are checked.
+# Earlier versions did not write what is optional.
+ASKED = {
+    "methods": str,
+    "unspelled?": [str],
+    "limit": int,
+    "seed": int,
+    "fold?": bool,
+    "candidates?": (None, {"n": int, "sha256": str}),
+    "behaviour?": str,
+    "text?": str,
+    "query?": str,
+}
 SHOWN_STEPS = 6
 GRADES = ("none", "lexical", "gradient", "replay", "counterfactual")  # weakest first
 
@@ -242,7 +255,7 @@ class Sources:
         """Read what `save` wrote.
 
         Raises:
-            DamagedError: The file was changed.
+            DamagedError: The file was changed, or a value has another type.
             EvidenceError: It holds something else.
         """
         content = storage.read_sealed(Path(path))
@@ -252,6 +265,8 @@ class Sources:
                 "expected, as `openbook trace documents --out` writes it"
             )
         storage.check_shape(content, SHAPE, path)
+        if (asked := content["provenance"].get("asked")) is not None:
+            storage.check_shape({"asked": asked}, {"asked": ASKED}, path)
         with storage.reading(path):
             items = tuple(_source(one) for one in content["items"])
             return cls(content["query"], content["method"], items, content["provenance"])

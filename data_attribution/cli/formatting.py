@@ -59,7 +59,6 @@ class ExposureRow(TypedDict):
 
 
 LONG = 5.0  # seconds from which on the time that gradients take is announced
-LOGITS = "logit difference"  # the metric of a behaviour unless another is named
 
 
 def announce_default(methods: "Sequence[Method]", reason: str) -> None:
@@ -151,6 +150,8 @@ def exposure_lines(row: "ExposureRow") -> str:
 
 def sources_lines(sources: "Sources") -> str:
     """Return one line per ranked document, the evidence, and its limits."""
+    from interp.metrics import LOGIT_DIFFERENCE
+
     about = sources.provenance
     lines = [
         f"{_scored(one):24}  {one.grade:14}  document {one.document}\t"
@@ -159,8 +160,8 @@ def sources_lines(sources: "Sources") -> str:
         for one in sources
     ]
     within = f" within {', '.join(about['within'])}" if about.get("within") else ""
-    metric = about.get("metric") or LOGITS
-    by = "" if metric == LOGITS else f", by its {metric}"
+    metric = about.get("metric") or LOGIT_DIFFERENCE
+    by = "" if metric == LOGIT_DIFFERENCE else f", by its {metric}"
     head = f"{sources.method} evidence ({about['formula']}) for {sources.query!r}{by}{within}"
     end = (
         f"{len(lines)} of {count(about['candidates'], 'document')} with any evidence; "

@@ -4,9 +4,11 @@ import re
 import shlex
 
 from data_attribution.report.behaviour_results import BehaviourResults
+from data_attribution.report.text import typed_text
 from interp import behaviours, metrics
 from interp.behaviours import Behaviour
 from interp.errors import InterpError
+from interp.metrics import LOGIT_DIFFERENCE
 from train import storage
 from train.errors import TrainError
 from train.runs import Run
@@ -15,13 +17,16 @@ from train.runs import Run
 __all__ = ["command_of_ranking"]
 
 LIMIT = 20  # documents that `openbook trace documents` lists unless --limit is given
-LOGITS = "logit difference"  # the metric that gradients follow unless --metric is given
 SCORES = {"induction": "prefix-matching", "previous token": "previous-token"}
 HEAD_SCORE = re.compile(rf"(?P<kind>{'|'.join(SCORES)}) score of (?P<head>L\d+H\d+)")
 
 
 def command_of_ranking(found: BehaviourResults) -> str:
-    """Return the command that made the ranking of a page; "" if the ranking does not tell."""
+    """Return the command that made the ranking of a page.
+
+    "" if the ranking does not tell, or if no option of the command says what was asked: documents
+    that were ranked alone, copies that were not folded, or options of methods without a name.
+    """
     about = found.sources.provenance
     asked = about.get("asked")
     if asked is None:  # of an earlier version
@@ -30,15 +35,23 @@ def command_of_ranking(found: BehaviourResults) -> str:
         method = f"--method {shlex.quote(found.sources.method)} --out sources.json"
         parts = (found.traced or found.named, method, found.options)
         return found.command("trace documents", " ".join(filter(None, parts)), named=False)
-    verb, target, options = _ranked_for(found, asked, str(about.get("metric", LOGITS)))
+    if asked.get("candidates") or asked.get("unspelled") or not asked.get("fold", True):
+        return ""
+    metric = str(about.get("metric", LOGIT_DIFFERENCE))
+    verb, target, options = _ranked_for(found, asked, metric)
     if not verb:
         return ""
     how = [f"--method {shlex.quote(asked['methods'])}"]
-    how += [f"--limit {asked['limit']}"] if asked["limit"] != LIMIT else []
+    how += [f"--limit {_number(asked['limit'])}"] if asked["limit"] != LIMIT else []
     options = re.sub(r"\s*--seed \d+", "", options)
-    options += f" --seed {asked['seed']}" * bool(asked["seed"])
-    parts = (target, *how, "--out sources.json", options.strip())
-    return found.command(verb, " ".join(filter(None, parts)), named=False)
+    options += f" --seed {_number(asked['seed'])}" * bool(asked["seed"])
+    text = asked.get("text", "") if verb == "trace sentence" else ""
+    tail = typed_text(text, *how, "--out sources.json", options.strip(), word=target)
+    return found.command(verb, tail, named=False)
+
+
+def _number(value: int) -> str:
+    return shlex.quote(str(value))
 
 
 def _ranked_for(
@@ -57,7 +70,9 @@ def _ranked_for(
     name = metric.replace(" ", "-")
     if name not in metrics.METRICS:
         return nothing
-    followed = "" if metric == LOGITS else f"--metric {name} "
+    followed = "" if metric == LOGIT_DIFFERENCE else f"--metric {name} "
+    if "behaviour" not in asked:
+        return nothing
     if asked["behaviour"] == found.behaviour.sha256:
         return "trace documents", found.named, f"{followed}{found.options}".strip()
     other = _loaded(found.sources.query, found.run, asked["seed"])

@@ -4,10 +4,12 @@ Counts and steps have thousands separators (2,025). Numbers of documents have no
 which commands take as they stand.
 """
 
+import shlex
+
 from train.progress import count, listed
 
 
-__all__ = ["interval", "read_line", "steps_line"]
+__all__ = ["interval", "read_line", "steps_line", "typed_text"]
 
 SHOWN_STEPS = 8
 
@@ -23,6 +25,26 @@ def steps_line(steps: list[int] | tuple[int, ...]) -> str:
     more = len(steps) - SHOWN_STEPS
     tail = f" and {more:,} more" if more > 0 else ""
     return f"read at step{'s' * (len(steps) > 1)} {shown}{tail}" if steps else "never read"
+
+
+def typed_text(text: str, *options: str, word: str = "") -> str:
+    """Return a text and the options behind it as a reader types them in a command.
+
+    A text that begins with "-" looks like an option: it comes last, behind `--`.
+
+    Args:
+        options: Options with their values, as a shell reads them.
+        word: What a shell reads as the text, such as the content of a file; default: the text,
+            quoted.
+
+    Examples:
+        >>> from data_attribution.report.text import typed_text
+        >>> typed_text("a b", "--limit 3"), typed_text("- 1", "--limit 3")
+        ("'a b' --limit 3", "--limit 3 -- '- 1'")
+    """
+    word = word or shlex.quote(text)
+    parts = [*options, "--", word] if text.startswith("-") else [word, *options]
+    return " ".join(filter(None, parts))
 
 
 def read_line(readings: float | int, *, sampled: bool = False) -> str:

@@ -9,6 +9,7 @@ import torch
 
 from data_attribution import attribution, token_index
 from data_attribution.attribution.method_names import METHODS
+from data_attribution.attribution.methods import unspelled
 from data_attribution.errors import EvidenceError, IndexMissing, QueryError
 from data_attribution.gradients import TOP_WEIGHTS
 from interp import behaviours
@@ -265,6 +266,31 @@ def test_the_spelling_of_methods_is_read_as_the_same_methods():
         f"gradient:kind=curvature,damping=0.2,{best}"
     )
     assert tuple(attribution.NAMED) == METHODS
+
+
+def test_what_was_asked_is_recorded_with_what_no_name_says(run):
+    text = "the capital of Arnost is Belmar"
+
+    def asked(**options):
+        return attribution.documents(run, text, methods="lexical", **options).provenance["asked"]
+
+    whole = asked()
+    assert whole == {
+        "methods": "lexical", "unspelled": [], "limit": 50, "seed": 0, "fold": True,
+        "candidates": None, "text": text,
+    }  # fmt: skip
+    some, others = asked(candidates=np.arange(20)), asked(candidates=np.arange(1, 21))
+    assert some["candidates"]["n"] == others["candidates"]["n"] == 20
+    assert some["candidates"]["sha256"] != others["candidates"]["sha256"]
+    assert asked(candidates=np.arange(20)[::-1].copy()) == some
+    assert asked(fold=False) == whole | {"fold": False}
+
+
+def test_what_the_spelling_of_methods_leaves_out_is_named():
+    plain = attribution.parse("lexical+gradient:kind=cosine,rank=8+replay:steps=3")
+    assert unspelled([*plain, attribution.Replay(room=1)]) == []
+    gradient = attribution.Gradient(log_odds=None, candidates=7)
+    assert unspelled([gradient]) == ["gradient.log_odds=None", "gradient.candidates=7"]
 
 
 def test_without_moments_the_default_follows_curvature_and_a_name_is_refused(
