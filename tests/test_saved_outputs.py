@@ -141,10 +141,10 @@ def test_what_is_no_path_of_a_machine_is_no_problem(text):
     assert saved_outputs.problems(result(text_plain=text, text_html=f"<p>{text}</p>")) == []
 
 
-@pytest.mark.parametrize(("home", "shown"), [("/", "3/4 /other/a"), ("/other", "3/4 ~/a")])
+@pytest.mark.parametrize(("home", "shown"), [("/", "3 / 4 /other/a"), ("/other", "3 / 4 ~/a")])
 def test_a_home_that_is_the_root_leaves_fractions_as_they_are(monkeypatch, home, shown):
     monkeypatch.setenv("HOME", home)
-    said = saved_outputs.everywhere("3/4 /other/a /otherwise")
+    said = saved_outputs.everywhere("3 / 4 /other/a /otherwise")
     assert said == f"{shown} /otherwise"
 
 

@@ -161,6 +161,6 @@ def test_the_baselines_of_every_named_metric_have_its_unit(asked, lookup_run, na
     behaviour = behaviours.read(asked[1])
     metric = metrics.named(name, behaviour)
     assert metrics.UNITS[metric.name] == metric.unit
-    effects = patching.mlps(lookup_run.load(), behaviour, metric=name, check=False)
+    effects = patching.mlps(lookup_run.load(), behaviour, metric=name)
     unit = "" if metric.unit == "probability" else f" in {metric.unit}"
     assert f"({metric.name}{unit}, 12 prompts" in effects_text(effects, 1)
