@@ -31,7 +31,7 @@ __all__ = ["GRADES", "Effect", "Evidence", "Source", "Sources"]
 # Schema 1 had lexical evidence only; its missing fields have defaults, so it can be read as it is.
 KIND, SCHEMA, READS = "sources", 2, (1, 2)
 SHAPE = {"query": str, "method": str, "items": [{str: object}], "provenance": {str: object}}
-SHOWN_STEPS = 6
+SHOWN_STEPS = 3  # pandas cuts a cell after 50 characters
 GRADES = ("none", "lexical", "gradient", "replay", "counterfactual")  # weakest first
 
 
