@@ -152,9 +152,14 @@ def test_a_picture_has_the_pixels_of_the_figure():
     assert (palette[rows[:, 1:]] == pixels).all()
 
 
-def test_a_picture_of_many_colours_has_256_of_them_that_are_near():
+def test_a_picture_of_many_colours_keeps_those_that_fill_areas():
     pixels = np.random.default_rng(0).integers(0, 256, (64, 64, 3)).astype(np.uint8)
-    assert saved_outputs.png(pixels).startswith(b"\x89PNG")
+    pixels[:20] = (255, 247, 251)  # as nearly white as the cell of a number that is nearly 0
+    written_png = saved_outputs.png(pixels)
+    assert written_png.startswith(b"\x89PNG")
+    begin = written_png.index(b"PLTE")
+    palette = written_png[begin + 4 : begin + 4 + 3 * 256]
+    assert bytes((255, 247, 251)) in {palette[k : k + 3] for k in range(0, 3 * 256, 3)}
 
 
 # --- what GitHub leaves
