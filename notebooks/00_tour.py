@@ -119,18 +119,19 @@ residual.plot()
 # %%
 tokens = repeated_tokens(run)
 induction, previous_token = induction_heads(model, tokens), previous_token_heads(model, tokens)
-plots.heads(induction, title="Induction score", unit="mean attention")
+plots.heads(induction, title="Induction score", unit="mean attention", from_zero=True)
 
 # %% [markdown]
-# **The heads of layer 1 carry the answer together.** Patching all of them restores all of it; no single head does. An attention score does not prove that a head has a function. Patching proves it, for this path.
+# **The heads of layer 1 carry the answer together.** Patching all of them restores all of it, as the printed number shows; the figure shows that no single head does. An attention score does not prove that a head has a function. Patching proves it, for this path.
 
 # %%
 copying = behaviours.load("induction", run)
 head_effects, layer_effects = patching.heads(model, copying), patching.attention(model, copying)
+print(f"effect of all heads of layer 1 together: {layer_effects['L1.attn']:.3f}")
 head_effects.plot()
 
 # %% [markdown]
-# **Ablating any single head of layer 1 costs little, because the other heads compensate. Ablating all of them is costly. They depend on a previous-token head in layer 0.** The figure shows the loss on the second copy when the output of one head is replaced by its mean. *Limits.* The cost of ablating the previous-token head depends on the seed, because other heads of layer 0 share its work. A loss after ablation also does not prove that a head belongs to this circuit: in most runs another head of layer 0 is as costly to ablate, and it attends to the current word.
+# **The two heads with the highest induction scores share the copying, and each makes up for a part of the other's loss.** The figure shows the loss on the second copy when the output of one head is replaced by its mean; the lines above it show the loss of the intact model and of several heads ablated together. Without both induction heads it rises by more than twice what the two cost one by one, nearly to the loss without all heads of the layer; the other two heads of layer 1 cost next to nothing. **Copying also needs layer 0, and there the previous-token head most.** *Limits.* The cost of ablating the previous-token head depends on the seed, because other heads of layer 0 share its work. A loss after ablation also does not prove that a head belongs to this circuit: in most runs another head of layer 0 is as costly to ablate, and it attends to the current word.
 
 
 # %%
@@ -140,14 +141,20 @@ def copy_loss(layer, head):
         return copying_loss(model, tokens).second
 
 
-intact, without_all = copying_loss(model, tokens).second, copy_loss(1, slice(None))
+both = sorted(induction[1].topk(2).indices.tolist())
+intact = copying_loss(model, tokens).second
+without_both, without_all = copy_loss(1, both), copy_loss(1, slice(None))
+print(f"intact: {intact:.2f} nats per word")
+print(f"without L1H{both[0]} and L1H{both[1]}: {without_both:.2f}")
+print(f"without all heads of layer 1: {without_all:.2f}")
 losses = torch.tensor([[copy_loss(layer, head) for head in range(4)] for layer in range(2)])
-plots.heads(losses, title="Loss on the second copy after ablating one head", unit="nats per word")
+title = "Loss on the second copy after ablating one head"
+plots.heads(losses, title=title, unit="nats per word", from_zero=True)
 
 # %% [markdown]
 # ## 5. Which documents taught it
 #
-# **Every document that states the fact is among its first 24 sources**, each with the matching words and the exact steps that read it. *Limits.* Lexical evidence shows only that the words occur in the document. A distractor (a sentence that names the entity and the value but does not state the fact) ranks among the statements, and the effect of a document on the model is not measured. Such evidence does not show that a document is a cause.
+# **Every document that states the fact is among its first 24 sources**, as the line above the table says, each with the matching words and the exact steps that read it. The table shows the first ten. *Limits.* Lexical evidence shows only that the words occur in the document. A distractor (a sentence that names the entity and the value but does not state the fact) ranks among the statements, and the effect of a document on the model is not measured. Such evidence does not show that a document is a cause.
 
 # %%
 if not (run.store.path / "index").exists():
@@ -158,6 +165,8 @@ run.store.tokenizer.decode(fact_behaviour.clean[0].tolist()), fact["value"]
 
 # %%
 sources = attribution.documents(run, fact_behaviour, methods="lexical", fold=False, limit=24)
+stating = set(counterfactuals.documents_of(run, [fact]))
+print(f"{len(stating & {*sources.documents})} of {len(stating)} documents that state the fact")
 sources.show(10)
 
 # %% [markdown]
@@ -227,10 +236,14 @@ assert score > 0.7
 assert back_score > 0.4
 assert head_effects.interval(best)[0] > 0
 assert layer_effects["L1.attn"] > 0.95 > 0.8 > max(head_effects[f"L1H{head}"] for head in range(4))
-assert losses[1].max() + 1 < without_all
-assert losses[0, int(back[-1])] > intact + 0.5
+cost, others = losses - intact, [head for head in range(4) if head not in both]
+assert without_both - intact > 2 * cost[1, both].sum()
+assert without_all - without_both < 1
+assert cost[1, both].min() > 0.5 > 0.2 > cost[1, others].max()
+assert cost[0].min() > 0.2
+assert cost[0].argmax() == int(back[-1])
 # 5. Every document that states the fact is among its sources.
-assert set(counterfactuals.documents_of(run, [fact])) <= set(sources.documents)
+assert stating <= set(sources.documents)
 # 6. Only the facts whose documents were removed are forgotten; the control forgets only its own.
 full, removed = (
     forgotten.of(setting, "removed").share for setting in ("full run", "documents removed")

@@ -120,7 +120,7 @@ layers.plot()
 # %%
 tokens = repeated_tokens(run)
 scores = induction_heads(model, tokens)
-plots.heads(scores, title="Induction score", unit="mean attention")
+plots.heads(scores, title="Induction score", unit="mean attention", from_zero=True)
 
 # %% [markdown]
 # **No head does it** (look at the scale). The loss says the same: the second copy of random tokens costs nearly as much as the first.

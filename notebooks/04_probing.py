@@ -36,7 +36,7 @@ def table(probe):
 # %% [markdown]
 # ## 1. A label that a probe can memorise
 #
-# In sentences such as "travellers remember *zemora*", which say nothing about the relation: does the activation at the entity encode whether the entity is known for its capital, its maker or its trade? There are three relations and 120 entities; each entity's fact is stated 16 times or more, and each entity occurs in four sentences.
+# In sentences such as "travellers remember *zemora*", which say nothing about the relation: does the activation at the entity encode whether the entity is known for its capital, its maker or its trade? There are three relations and 156 entities; each entity's fact is stated 16 times or more, and each entity occurs in four sentences.
 
 # %%
 relation = probing.load_task("relation", run)
@@ -49,13 +49,13 @@ with progress.bar("relation") as advance:
 table(relations)
 
 # %% [markdown]
-# **A probe reads the relation almost as well from an untrained model, because it can memorise 120 random vectors; but for entities that the probe never saw, the untrained model gives nothing. The trained model encodes the relation of unseen entities too.** In `unseen`, no entity is in both the training set and the test set. The *control task* gives each entity a random relation, so its accuracy measures memorisation; *selectivity* is the accuracy minus that of the control task (Hewitt and Liang 2019).
+# **A probe reads the relation almost as well from an untrained model, because it can memorise 156 random vectors; but for entities that the probe never saw, the untrained model gives nothing. The trained model encodes the relation of unseen entities too.** In `unseen`, no entity is in both the training set and the test set. The *control task* gives each entity a random relation, so its accuracy measures memorisation; *selectivity* is the accuracy minus that of the control task (Hewitt and Liang 2019).
 
 # %%
 relations.plot()
 
 # %% [markdown]
-# **The online code gives the same result in bits.** It is the number of bits needed to send the labels to a receiver who has the activations and learns from the labels as they arrive; without the activations the labels cost log2(3) bits each (Voita and Titov 2020). *Limits.* The intervals are over entities with the run held fixed; they do not include other seeds.
+# **The online code states in bits that the trained model encodes the relation.** It is the number of bits needed to send the labels to a receiver who has the activations and learns from the labels as they arrive; without the activations the labels cost log2(3) bits each (Voita and Titov 2020). *Limits.* The intervals are over entities with the run held fixed; they do not include other seeds.
 
 # %%
 relations.to_frame().set_index("place")[
@@ -94,7 +94,7 @@ with progress.bar("who acts") as advance:
 by_position.plot()
 
 # %% [markdown]
-# **Before the person acts (position 10) the label cannot be known; from position 10 on it is read at every position and in both layers, including the last position.** At positions 2 to 9 the probe has seen one or both names and is right half of the time or slightly more. Is a label that is readable at the last position also used to choose the next word? To test this we erase it with LEACE, the smallest change of the stream after which no linear probe does better than always giving the commonest name (Belrose et al. 2023).
+# **Before the person acts (position 10) the label cannot be known; from position 10 on it is read at every position and in both layers, including the last position.** At positions 2 to 9 the probe has seen one or both names and is right on about half of the prompts (four to seven of ten). Is a label that is readable at the last position also used to choose the next word? To test this we erase it with LEACE, the smallest change of the stream after which no linear probe does better than always giving the commonest name (Belrose et al. 2023).
 
 # %%
 after_layer_0 = probing.erasure_effect(model, ioi, subject_name, layer=0)
@@ -107,7 +107,7 @@ after_layer_0.to_frame().set_index("arm").round(3)
 after_layer_0.plot()
 
 # %% [markdown]
-# **After layer 1 the probe reads the same label as well as before, but erasing it costs no more than a placebo; erasing the name of the other person costs more than either.** By then that name has been fetched to the last position, and the model uses it: its erasure costs several nats beyond directions of equal variance. The name of the person who acts is still readable, and no use of it is shown. *Limits.* One run. Thirty directions, as many as 31 names need, are a large share of the variance here (`removed`), so the cost of the placebos could hide a small use of the label.
+# **After layer 1 the probe reads the same label nearly as well as before, but erasing it costs no more than a placebo; erasing the name of the other person costs more than either.** By then that name has been fetched to the last position, and the model uses it: its erasure costs several nats beyond directions of equal variance. The name of the person who acts is still readable, and no use of it is shown. *Limits.* One run. Thirty directions, as many as 31 names need, are a large share of the variance here (`removed`), so the cost of the placebos could hide a small use of the label.
 
 # %%
 after_layer_1 = probing.erasure_effect(model, ioi, subject_name, layer=1)

@@ -173,7 +173,7 @@ traced_text.to_frame()
 # %% [markdown]
 # ## 5. Are these documents the cause?
 #
-# **Without these documents most or all of the six capitals are lost.** The run is retrained without the sources and their copies, and twice without as many random documents of the same lengths that are first read at the same steps. Data order, positions, shapes and divisors stay the same.
+# **Without these documents most or all of the six capitals are lost.** The figure shows the log-probability of the answers; the last cell asserts that fewer than half of the six are still given. The run is retrained without the sources and their copies, and twice without as many random documents of the same lengths that are first read at the same steps. Data order, positions, shapes and divisors stay the same.
 #
 # Facts of the two other relations (who built a place, and what it trades in) are measured as well: they should stay.
 

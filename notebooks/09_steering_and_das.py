@@ -63,7 +63,7 @@ to_name = steering.curve(
 to_name.plot()
 
 # %% [markdown]
-# **With twice the vector, the model prefers the name to the correct answer; random directions of the same length do not get that far.** The score is the logit of the name minus the logit of the correct answer. It begins far below 0 and ends above. All 8 random directions raise it too, because any large vector damages the answer; so an effect counts only beyond the largest of theirs (`control_largest`).
+# **With twice the vector, the model prefers the name to the correct answer; random directions of the same length do not get that far.** The score is the logit of the name minus the logit of the correct answer. It begins far below 0 and ends above. Random directions raise it too, in the mean over 8, because any large vector damages the answer; so an effect counts only beyond the largest of theirs (`control_largest`).
 #
 # **The vector is not specific.** *Limits.* It also costs an unrelated behaviour, the capitals of planted entities, a large part of its score. One name and one place are shown.
 
@@ -105,7 +105,7 @@ swapped = causal_abstraction.interchange(model, pairs, PLACES)
 swapped.plot()
 
 # %% [markdown]
-# **Before layer 0 the variable is at the giver's position, before layer 1 at the last position, and one head of layer 0 moves it.** At the places that hold it, the exchange gives the predicted name on every pair. The head alone does so on most pairs. No head of layer 1 does so alone.
+# **Before layer 0 the variable is at the giver's position, before layer 1 at the last position, and one head of layer 0 moves it.** At the places that hold it, the exchange gives the predicted name on every pair. The head alone does so on nearly every pair. No head of layer 1 does so alone.
 #
 # ## 4. How many directions? Distributed alignment search
 #
@@ -158,7 +158,7 @@ assert swapped[f"L1.resid_pre@{giver}"] < 0.05
 assert swapped.shuffled.values.max() < 0.7
 heads = [place for place in swapped.top(len(PLACES)) if "H" in place]
 assert heads[0].startswith("L0")
-assert swapped[heads[0]] > 0.75 > 0.25 > swapped[heads[1]]
+assert swapped[heads[0]] > 0.9 > 0.25 > swapped[heads[1]]
 # 4. Eight directions hold it on unseen prompts, beyond random and shuffled; two do not.
 low = {rank: found.accuracy["learned"].low.item() for rank, found in aligned.items()}
 assert low[8] > 0.75

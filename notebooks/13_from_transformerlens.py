@@ -52,7 +52,7 @@ logits, cache = model.run_with_cache(text)
 cache["pattern", 0].shape, cache["resid_post", -1].shape
 
 # %% [markdown]
-# **Logit lens and direct logit attribution run as they are.** They are computed by TransformerLens's own classes from this model's activations.
+# **Direct logit attribution runs as it is.** It is computed by TransformerLens's own classes from this model's activations.
 
 # %%
 answer = model.to_single_token("koreskul")
@@ -79,7 +79,7 @@ def keep_score(pattern, hook):
 
 is_pattern = [(lambda name: name.endswith("pattern"), keep_score)]
 model.run_with_hooks(tokens, return_type=None, fwd_hooks=is_pattern)
-plots.heads(scores, title="Induction score, by hooks", unit="mean attention")
+plots.heads(scores, title="Induction score, by hooks", unit="mean attention", from_zero=True)
 
 # %% [markdown]
 # **What it becomes here** is one call:
@@ -133,7 +133,7 @@ patch_difference = (heads.values.reshape(by_hand.shape) - by_hand).abs().max().i
 patch_difference
 
 # %% [markdown]
-# **Exercise.** Patch the attention *pattern* of one head instead of its output: which head of layer 1 brings back most of the logit difference? Write the hook, then find the sweep that does the same.
+# **Exercise.** Patch the attention *pattern* of one head instead of its output: does any head of layer 1 bring back some of the logit difference? Write the hook, then find the sweep that does the same.
 #
 # <details><summary>Solution</summary>
 #

@@ -9,6 +9,7 @@ escaped, and control characters and turns of direction are shown instead of havi
 """
 
 import math
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
 from html import escape
@@ -19,7 +20,7 @@ from train.progress import count, visible
 from train.short_repr import short_repr
 
 
-__all__ = ["LARGEST", "Grid", "Panel", "html_repr", "interval", "panel_of"]
+__all__ = ["LARGEST", "Grid", "Panel", "html_repr", "interval", "origin_rows", "panel_of"]
 
 LARGEST = 100_000  # bytes of a panel
 ROWS = 10  # rows of a table that a notebook shows
@@ -41,6 +42,9 @@ border:0;border-bottom:1px solid rgba(128,128,128,.3);white-space:pre-wrap;max-w
 {CLASS} p{{margin:.3em 0;border-left:3px solid currentColor;padding-left:.6em}}
 {CLASS} span{{margin-right:1em}}
 {CLASS} code{{color:inherit;background:none}}"""
+CODE = re.compile("`([^`]+)`")  # as in Markdown
+DIGEST = re.compile("[0-9a-f]{64}")  # SHA-256
+SHOWN_DIGITS = 12  # of a digest, as many as a run id has
 RED, BLUE = "214,39,40", "31,119,180"  # above and below 0, as in the figures
 
 
@@ -145,7 +149,7 @@ def panel_of(result: Any, n: int = ROWS, *, frame: Any = None, **parts: Any) -> 
         "facts": tuple(islice(_facts(result), MOST_FACTS)),
         "meaning": getattr(result, "meaning", ""),
         "notes": tuple(getattr(result, "notes", ())),
-        "origin": tuple(_origin(origin)),
+        "origin": tuple(origin_rows(origin)),
     }
     if frame is not None or hasattr(result, "to_frame"):
         found |= _table(result, n, frame)
@@ -182,8 +186,11 @@ def _is_names(value: object) -> bool:
     return all(isinstance(item, bool | int | float | str) for item in value)
 
 
-def _origin(provenance: Any) -> Iterator[tuple[str, object]]:
-    """Yield the names and values of a provenance, which is a dataclass or a mapping."""
+def origin_rows(provenance: Any) -> Iterator[tuple[str, object]]:
+    """Yield the names and values of a provenance, which is a dataclass or a mapping.
+
+    A value that is a mapping becomes one text, and a digest its first digits.
+    """
     pairs: Iterable[tuple[str, Any]] = ()
     if is_dataclass(provenance):
         pairs = ((one.name, getattr(provenance, one.name)) for one in fields(provenance))
@@ -191,10 +198,23 @@ def _origin(provenance: Any) -> Iterator[tuple[str, object]]:
         pairs = provenance.items()
     for name, value in islice(pairs, MOST_FACTS):
         if isinstance(value, Mapping):
-            several = islice(value.items(), MOST_FACTS)
-            value = ", ".join(f"{key} {_text(one)}" for key, one in several)
+            value = _pairs(value)
         if value not in (None, ""):
             yield str(name), value
+
+
+def _pairs(values: Mapping[Any, Any]) -> str:
+    """Return names and values as one text of at most a cell, with the number of those left out."""
+    shown = ""
+    for k, (name, value) in enumerate(values.items()):
+        text = _text(value)
+        digits = f"{text[:SHOWN_DIGITS]}…" if DIGEST.fullmatch(text) else text
+        longer = f"{shown}, {name} {digits}".removeprefix(", ")
+        more = f" and {len(values) - k:,} more"
+        if shown and len(longer) > LONGEST_CELL - len(more):
+            return shown + more
+        shown = longer
+    return shown
 
 
 def _table(result: Any, n: int, given: Any) -> dict[str, Any]:
@@ -267,7 +287,9 @@ def _parts(panel: Panel) -> Iterator[str]:
         yield f"<div>{escape(left_out)}</div>"
     for said in (panel.meaning, *panel.notes[:MOST_ITEMS]):
         if said:
-            yield f"<p>{_markup(said, LONGEST_LINE)}</p>"
+            # Between backticks stands code. The text is escaped by now.
+            text = CODE.sub(r"<code>\1</code>", _markup(said, LONGEST_LINE))
+            yield f"<p>{text}</p>"
     if panel.origin:
         yield "<details><summary>computed from</summary>"
         yield from _rows((), tuple((name, value) for name, value in panel.origin))

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 __all__ = ["HeadScores", "untrained"]
 
 SCHEMA = "openbook.head-scores/1"
+NEVER_NEGATIVE = ("mean attention", "share of tokens")  # units
 DEVIATIONS = 5.0  # standard deviations over the control's heads, see above
 
 
@@ -150,7 +151,8 @@ class HeadScores(Result):
     def plot(self) -> "plots.Figure":
         """Plot a heat map over (layer, head)."""
         title = f"{self.kind}, n={self.n} {self.drawn}"
-        return plots.heads(self.values, title=title, unit=self.unit)
+        from_zero = self.unit.startswith(NEVER_NEGATIVE)
+        return plots.heads(self.values, title=title, unit=self.unit, from_zero=from_zero)
 
     def to_dict(self) -> dict[str, object]:
         """Return plain values, for JSON."""

@@ -80,8 +80,13 @@ def figure(titles: Sequence[str] = ()) -> Figure:
     return found
 
 
-def heads(values: Float[Tensor, "layer head"], *, title: str, unit: str) -> Figure:
+def heads(
+    values: Float[Tensor, "layer head"], *, title: str, unit: str, from_zero: bool = False
+) -> Figure:
     """Draw a heat map with one number per head, the first layer at the bottom.
+
+    Args:
+        from_zero: Whether the scale of colours begins at 0, for numbers that cannot be negative.
 
     Examples:
         >>> figure = plots.heads(torch.zeros(2, 4), title="heads", unit="share")
@@ -90,7 +95,9 @@ def heads(values: Float[Tensor, "layer head"], *, title: str, unit: str) -> Figu
     """
     n_layers, n_heads = values.shape
     down, across = [f"L{i}" for i in range(n_layers)], [f"H{i}" for i in range(n_heads)]
-    return heat_map(values.tolist(), down, across, title=title, unit=unit, axes=("head", "layer"))
+    axes = ("head", "layer")
+    rows = values.tolist()
+    return heat_map(rows, down, across, title=title, unit=unit, axes=axes, from_zero=from_zero)
 
 
 def heat_map(
@@ -101,11 +108,14 @@ def heat_map(
     title: str,
     unit: str,
     axes: tuple[str, str] = ("", ""),
+    from_zero: bool = False,
 ) -> Figure:
     """Draw a heat map of values over rows and columns, the first row at the bottom.
 
     Args:
         axes: What the columns and what the rows are, in words.
+        from_zero: Whether the scale of colours begins at 0, for values that cannot be negative;
+            otherwise 0 is in its middle.
 
     Examples:
         >>> figure = plots.heat_map([[1.0, 2.0]], ["L0"], ["a", "b"], title="map", unit="nats")
@@ -120,10 +130,10 @@ def heat_map(
             z=values,
             x=across,
             y=down,
-            zmin=-limit,
+            zmin=0.0 if from_zero else -limit,
             zmax=limit,
-            colorscale="RdBu",
-            reversescale=True,
+            colorscale="Reds" if from_zero else "RdBu",
+            reversescale=not from_zero,
             colorbar={"title": {"text": unit, "side": "right"}},
             hovertemplate="%{y} %{x}: %{z:.3f}<extra></extra>",
         )

@@ -76,7 +76,12 @@ def colour_scale(trace: Any, unit: str, left: float, ends: tuple[float, float]) 
             f'<rect x="{left + 10:.1f}" y="{y:.1f}" width="12" height="{step + 0.5:.1f}" '
             f'fill="{colour}"/>'
         )
-    for value, y in ((trace.zmax, top + 8), (0.0, (top + bottom) / 2 + 4), (trace.zmin, bottom)):
+    between = (trace.zmax + trace.zmin) / 2
+    for value, y in (
+        (trace.zmax, top + 8),
+        (between, (top + bottom) / 2 + 4),
+        (trace.zmin, bottom),
+    ):
         yield text_mark(left + 25, y, f"{value:.3g}")
     yield turned_text(left + 70, (top + bottom) / 2, short(unit, 60), 90, "middle")
 

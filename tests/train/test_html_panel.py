@@ -11,7 +11,7 @@ import pandas
 import pytest
 from IPython.core.formatters import HTMLFormatter
 
-from train.html_panel import LARGEST, Grid, Panel, html_repr, interval, panel_of
+from train.html_panel import LARGEST, Grid, Panel, html_repr, interval, origin_rows, panel_of
 from train.short_repr import short_repr
 
 
@@ -24,7 +24,8 @@ HOSTILE = (
     "a\u202eb\u2066c",
     "<math><mtext></mtext><mglyph><style><!--</style><img title='--><img src=x onerror=alert(1)>'>",
 )  # fmt: skip
-ELEMENTS = {"div", "style", "b", "span", "table", "tr", "th", "td", "p", "details", "summary"}
+ELEMENTS = {"div", "style", "b", "span", "table", "tr", "th", "td", "p", "details", "summary",
+            "code"}  # fmt: skip
 ATTRIBUTES = {("div", "class"), ("table", "class"), ("td", "class"), ("th", "class"),
               ("td", "style")}  # fmt: skip
 
@@ -102,6 +103,20 @@ def test_a_panel_shows_numbers_with_intervals_n_control_meaning_and_origin():
         "place", "effect", "share", "L0", "0.25 [0.125, 0.375]", "1 [0, 2]", "L1", "0.5", "2",
         "run", "L1", "versions", "a 3",
     ]  # fmt: skip
+
+
+def test_names_between_backticks_are_code_and_their_text_is_escaped():
+    html = Panel("Run", "", meaning="`trainer.verify` and `<b>` show it.", notes=("a `b",)).html()
+    assert "<p><code>trainer.verify</code> and <code>&lt;b&gt;</code> show it.</p>" in html
+    assert "<p>a `b</p>" in html
+
+
+def test_a_mapping_is_cut_between_two_values_and_a_digest_after_its_first_digits():
+    many = {f"name {k}": k for k in range(50)}
+    rows = dict(origin_rows({"data": {"sha256": "0123456789ab" + 52 * "c", "n": 2}, "many": many}))
+    assert rows["data"] == "sha256 0123456789ab…, n 2"
+    assert str(rows["many"]).endswith(", name 9 9 and 40 more")
+    assert len(str(rows["many"])) <= 120
 
 
 @pytest.mark.parametrize("text", HOSTILE)

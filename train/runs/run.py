@@ -116,13 +116,13 @@ class Run:
             facts += [("init_seed", recipe.init_seed), ("order_seed", recipe.order_seed)]
         if self.removal is not None:
             facts.append(("without", f"{len(self.removal.documents):,} documents"))
-        origin = [(name, self.predicate.get(name)) for name in ("data", "numerics", "origin")]
+        origin = {name: self.predicate.get(name) for name in ("data", "numerics", "origin")}
         return html_panel.Panel(
             "Run",
             f"{self.id} in {self.path}",
             tuple(facts),
             meaning=self.meaning,
-            origin=tuple((name, str(value)) for name, value in origin if value),
+            origin=tuple(html_panel.origin_rows(origin)),
         ).html()
 
     def __repr__(self) -> str:

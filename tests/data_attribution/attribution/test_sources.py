@@ -74,9 +74,15 @@ def test_a_frame_has_a_row_a_document_and_a_column_a_field():
 
 def test_many_steps_are_shown_shortened():
     shown = Sources("a", "lexical", (source(0, tuple(range(20))), source(1)), {}).show()
-    assert shown["read at steps"].tolist() == ["0, 1, 2, 3, 4, 5 and 14 more", "3, 8"]
+    assert shown["read at steps"].tolist() == ["0, 1, 2 and 17 more", "3, 8"]
     assert shown.index.tolist() == [1, 2]
     assert pickle.loads(pickle.dumps(shown)).equals(shown)
+
+
+def test_pandas_does_not_cut_the_steps_of_a_long_training():
+    steps = tuple(range(1_234_567, 1_234_567 + 98_765))
+    page = Sources("a", "lexical", (source(0, steps),), {}).show().to_html()
+    assert "<td>1,234,567; 1,234,568; 1,234,569 and 98,762 more</td>" in page
 
 
 def test_an_edited_file_is_refused(tmp_path):

@@ -156,3 +156,13 @@ def test_chrome_draws_a_figure(tmp_path):
 def test_the_axes_of_a_map_are_named_in_words():
     figure = plots.heads(torch.zeros(2, 4), title="heads", unit="share")
     assert (figure.layout.xaxis.title.text, figure.layout.yaxis.title.text) == ("head", "layer")
+
+
+def test_the_scale_of_numbers_that_cannot_be_negative_begins_at_0():
+    values = torch.tensor([[0.0, 0.5, 1.0]])
+    drawn = [
+        plots.svg(plots.heads(values, title="heads", unit="attention", from_zero=one))
+        for one in (True, False)
+    ]
+    scales = [re.findall(r">(-?[\d.]+)</text>", one)[-3:] for one in drawn]
+    assert scales == [["1", "0.5", "0"], ["1", "0", "-1"]]
