@@ -85,6 +85,17 @@ def test_a_random_removal_that_holds_the_first_source_answers_no_question_about_
     assert counterfactuals.found(run, ranked(20)) == []
 
 
+def test_a_retraining_that_was_drawn_as_a_control_before_it_was_asked_for_is_found(run, old):
+    """Opening it again records nothing, so what shows the question is the list or its controls."""
+    another(old, "asked", (20, 21), drawn_for(3, 14))
+    assert names(counterfactuals.found(run, ranked(20, 21))[:1]) == ["asked"]
+    assert counterfactuals.found(run, ranked(20)) == []
+    another(old, "its control", (22, 23), drawn_for(20, 21))
+    assert "its control" in names(counterfactuals.found(run, ranked(20, 21)))
+    assert names(counterfactuals.found(run, ranked(20))[:1]) == ["asked"]
+    assert names(counterfactuals.found(run, ranked(3))) == [old.name, "asked"]
+
+
 def test_two_controls_without_the_same_documents_are_refused(run, old):
     """Equal controls differ by nothing, so any effect would be proved."""
     paths = [another(old, name, (7, 8), drawn_for(3, 14)) for name in ("one", "two")]
