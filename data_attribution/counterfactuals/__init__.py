@@ -7,7 +7,12 @@ from train.front_door import names_on_first_use
 
 if TYPE_CHECKING:
     from data_attribution.counterfactuals.cached_retraining import Retrainings
-    from data_attribution.counterfactuals.document_sets import kept_out, matched_random, with_copies
+    from data_attribution.counterfactuals.document_sets import (
+        kept_out,
+        matched_random,
+        matched_random_sets,
+        with_copies,
+    )
     from data_attribution.counterfactuals.effect_size import Change, EffectSize
     from data_attribution.counterfactuals.fact_removal import (
         STAYS,
@@ -42,6 +47,7 @@ __all__ = [
     "kept_out",
     "marked_sources",
     "matched_random",
+    "matched_random_sets",
     "removable_facts",
     "validate_sources",
     "with_copies",

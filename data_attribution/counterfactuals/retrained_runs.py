@@ -26,11 +26,12 @@ def found(run: Run, sources: Sources, *, out: str | Path | None = None) -> list[
     """Return the finished retraining without the first source, and its controls; [] if none is.
 
     Among the retrained runs in a folder it is the one that removed the first source and the most of
-    the others, and whose documents were not drawn at random. Its controls removed as many documents
-    in the same way, none that is listed, and were drawn as controls of it. Runs of earlier versions
-    do not record how their documents were chosen (`Run.removal_choice` is None): one that lacks as
-    many documents for another reason counts as a control, too. Give `out` where a folder holds
-    several experiments of that kind.
+    the others. Documents that were drawn at random count if all of them are listed, or if the run
+    has controls of its own: their removal was asked for, too. Its controls removed as many
+    documents in the same way, none that is listed, and were drawn as controls of it. Runs of
+    earlier versions do not record how their documents were chosen (`Run.removal_choice` is None):
+    one that lacks as many documents for another reason counts as a control, too. Give `out` where a
+    folder holds several experiments of that kind.
 
     Warns with a `DamagedRunWarning` for each folder that cannot be read, and goes on without it.
 
@@ -52,8 +53,14 @@ def found(run: Run, sources: Sources, *, out: str | Path | None = None) -> list[
                 documents = frozenset(removed_documents(again, run))
                 retrained.append(_Retrained(again, documents, again.removal_choice))
     first = sources.documents[0] if sources.documents else None
-    with_first = [one for one in retrained if first in one.documents and not one.drawn]
-    for best in sorted(with_first, key=lambda one: -len(listed & one.documents)):
+    asked = {frozenset(one.choice.matched_to) for one in retrained if one.choice}
+    with_first = [
+        one
+        for one in retrained
+        if first in one.documents
+        and (not one.drawn or one.documents <= listed or one.documents in asked)
+    ]
+    for best in sorted(with_first, key=lambda one: (-len(listed & one.documents), one.drawn)):
         if _loads(best.run, last):
             controls = [one.run for one in retrained if one.controls(best, listed)]
             return [best.run, *(one for one in controls if _loads(one, last))]

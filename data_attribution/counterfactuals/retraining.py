@@ -162,9 +162,10 @@ class Counterfactual:
     def _rows(self) -> list[dict[str, float | int | str | None]]:
         settings = [("full run", self.before), ("without the documents", self.after)]
         several = len(self.control) > 1
-        for seed, (documents, scores) in enumerate(zip(self.control, self.controls, strict=True)):
+        drawn = zip(self.control, self.controls, strict=True)
+        for number, (documents, scores) in enumerate(drawn, start=1):
             name = f"without {len(documents)} matched random"
-            settings.append((f"{name}, seed {seed}" if several else name, scores))
+            settings.append((f"{name}, control {number}" if several else name, scores))
         return [
             _row(setting, score, base)
             for setting, scores in settings
@@ -216,14 +217,15 @@ def without(
         unrelated: Further behaviours or queries, which the documents should not affect.
         out: Folder for the retrained runs; default: `counterfactuals/` inside the run. A retrained
             run that already exists is opened, not computed again.
-        seeds: Number of control runs. The effect of chance is known from two on; with one, no
-            effect is called within or beyond its noise.
+        seeds: Number of control runs, each without other documents. The effect of chance is known
+            from two on; with one, no effect is called within or beyond its noise.
         avoid: Further documents that no control may hold.
 
     Raises:
         CounterfactualError: There are no documents, or one that the run never read; Sources belong
-            to another token store; there are too few documents for a control; nothing is measured,
-            or two things have the same name; a number of documents or of controls is below 1.
+            to another token store; there are too few documents for so many different controls;
+            nothing is measured, or two things have the same name; a number of documents or of
+            controls is below 1.
     """
     related = [behaviour] if isinstance(behaviour, Behaviour | Query) else list(behaviour)
     _refuse_unclear([*related, *unrelated], top, seeds if control == "matched-random" else None)
@@ -233,22 +235,25 @@ def without(
     pointed_at = {one for group in (*groups, *_groups(run, avoid)) for one in group}
     avoided = document_sets.kept_out(run, removed, pointed_at)
     # Controls are drawn before anything is trained, so that a missing control is reported at once.
-    drawn = [
-        document_sets.matched_random(run, removed, seed=seed, avoid=avoided)
-        for seed in range(seeds if control == "matched-random" else 0)
-    ]
+    drawn = document_sets.matched_random_sets(
+        run, removed, seeds if control == "matched-random" else 0, avoid=avoided
+    )
     choices = (
         RemovalChoice("named", named=named, together=together),
         *(
             RemovalChoice(
-                "matched-random", seed=seed, matched_to=removed, avoided=tuple(sorted(avoided))
+                "matched-random",
+                seed=seed,
+                rule=document_sets.RULE,
+                matched_to=removed,
+                avoided=tuple(sorted(avoided)),
             )
-            for seed in range(len(drawn))
+            for seed in drawn
         ),
     )
     place = Path(out) if out else run.path / "counterfactuals"
     retrained, *others = retrain_each(
-        run, [removed, *drawn], choices, out=place, mode=mode, progress=progress
+        run, [removed, *drawn.values()], choices, out=place, mode=mode, progress=progress
     )
     counterfactual = compare(run, retrained, others, related, unrelated=unrelated)
     # A retrained run that was there before may have been trained for another reason.
@@ -271,19 +276,20 @@ def compare(
     hold is what the manifests of the runs record. If they do not, `named` is all that was removed.
 
     Raises:
-        CounterfactualError: A run was not retrained from `run`, or to its last checkpoint; nothing
-            is measured, or two things have the same name.
+        CounterfactualError: A run was not retrained from `run`, or to its last checkpoint; two of
+            the runs lack the same documents; nothing is measured, or two things have the same name.
     """
     related = [behaviour] if isinstance(behaviour, Behaviour | Query) else list(behaviour)
     asked, last = [*related, *unrelated], run.steps[-1]
     _refuse_unclear(asked, None, None)
     for one in (retrained, *controls):
         _refuse_other(one, run)
+    removed, *drawn = (removed_documents(one, run) for one in (retrained, *controls))
+    _refuse_twice([removed, *drawn], (retrained, *controls))
     answers = [_answers(one.load(last), asked) for one in (run, retrained, *controls)]
     before, after, *others = (
         tuple(one for one in row if isinstance(one, Score)) for row in answers
     )
-    removed, *drawn = (removed_documents(one, run) for one in (retrained, *controls))
     choices = tuple(one.removal_choice for one in (retrained, *controls))
     choice, avoided = choices[0], [len(one.avoided) for one in choices[1:] if one]
     return Counterfactual(
@@ -314,6 +320,18 @@ def _refuse_other(again: Run, run: Run) -> None:
             f"{again.path} was retrained to step {max(again.steps, default=0)}, and run {run.id} "
             f"ends at step {run.steps[-1]}; go on with `openbook run resume {again.path}`"
         )
+
+
+def _refuse_twice(removed: Sequence[tuple[int, ...]], retrained: Sequence[Run]) -> None:
+    """Raise if two of the retrained runs lack the same documents: they are one retraining."""
+    for number, documents in enumerate(removed):
+        first = removed.index(documents)
+        if first != number:
+            raise CounterfactualError(
+                f"{retrained[first].path} and {retrained[number].path} lack the same "
+                f"{count(len(documents), 'document')}, and one retraining counts once; leave one "
+                "of them out"
+            )
 
 
 def _groups(run: Run, given: Sources | Sequence[int | Sources]) -> list[tuple[int, ...]]:

@@ -67,13 +67,15 @@ def planted_facts(
         most: Largest number of documents that state a fact; None: no limit.
 
     Raises:
-        EvidenceError: The run has no truth table, or no such facts.
+        EvidenceError: The run has no truth table, or no such facts, or `n` is below 1.
 
     Examples:
         >>> cases = evaluation.planted_facts(run, n=2, least=8)
         >>> cases[0].name, cases[0].kind, cases[0].exposures
         ('maker of somuthi', 'verbatim', 8)
     """
+    if n < 1:
+        raise EvidenceError(f"{n} facts of each kind are none; take 1 or more")
     chosen = [one for kind in KINDS for one in _dealt(run, kind, least, most, seed)[:n]]
     if not chosen:
         raise EvidenceError(
@@ -117,8 +119,9 @@ def _dealt(
     paraphrase, draw = kind == "paraphrase", np.random.default_rng(seed)
     levels: dict[int, list[storage.JsonObject]] = {}
     for fact in _truth(run)["facts"]:
+        limit = fact["exposures"] if most is None else most
         right = fact["distractors"] and fact["paraphrase_only"] == paraphrase
-        if right and max(least, 1) <= fact["exposures"] <= (most or fact["exposures"]):
+        if right and max(least, 1) <= fact["exposures"] <= limit:
             levels.setdefault(fact["exposures"], []).append(fact)
     shuffled = (
         [levels[one][i] for i in draw.permutation(len(levels[one]))] for one in sorted(levels)

@@ -62,7 +62,8 @@ class CurvePoint:
         method: Method whose first k documents of every case were removed.
         removed: Number of documents removed over all cases, copies included.
         change: Answer without them minus answer of the full run, mean over prompts, per case.
-        random: The same without as many matched random documents, per seed.
+        random: The same without as many matched random documents, per seed; no two seeds remove
+            the same ones.
         unrelated: Changes of unrelated queries; rows of one prompt are averaged, so n counts
             prompts.
         overlaps: Whether the removed documents of a case and of another one overlap, per case.
@@ -170,6 +171,9 @@ def removal_curves_of(
         together: Which copies of each document to remove as well.
         unrelated: Further queries, compared with the same controls.
         controlled: Methods that get random controls of their own; default: the first.
+
+    Raises:
+        CounterfactualError: There are fewer than `seeds` different controls.
     """
     run, controlled = again.run, [*rankings][:1] if controlled is None else controlled
     asked = [*(case.question for case in cases), *unrelated]
@@ -195,10 +199,10 @@ def removal_curves_of(
             removed = sorted(set().union(*lists))
             without = answers(removed)
             avoid = counterfactuals.kept_out(run, removed, relevant)
-            controls = tuple(
-                counterfactuals.matched_random(run, removed, seed=seed, avoid=avoid)
-                for seed in range(seeds if name in controlled else 0)
+            several = counterfactuals.matched_random_sets(
+                run, removed, seeds if name in controlled else 0, avoid=avoid
             )
+            controls = tuple(several.values())
             drawn = [answers(control) for control in controls]
             point = _point(name, k, lists, asked, full, without, drawn)
             points.append(replace(point, documents=tuple(removed), controls=controls))

@@ -174,7 +174,7 @@ def trace_text(
 
     Raises:
         QueryError: The text is empty, or longer than a million tokens.
-        EvidenceError: No span of it occurs in what the run read.
+        EvidenceError: No span of it occurs in what the run read, or `keep` is below 1.
         IndexMissing: The run's token store has no index.
 
     Examples:
@@ -184,6 +184,8 @@ def trace_text(
         >>> [span.span.text for span in traced.spans]
         ['the capital of', 'of runethi', 'runethi is', 'is koreskul .']
     """
+    if keep is not None and keep < 1:
+        raise EvidenceError(f"{keep} spans are none; keep 1 or more")
     index = index or token_index.open(run.store)
     text = run.store.tokenizer.without_eot(text)
     n_tokens = len(queries.encoded(text, run.store.tokenizer))
@@ -193,7 +195,7 @@ def trace_text(
             f"no {minimum} tokens in a row of the {n_tokens:,} of the text stand in what run "
             f"{run.id} was trained on; gradient evidence needs no words in common"
         )
-    wanted = keep or max(math.ceil(SHARE * n_tokens), FEWEST)
+    wanted = max(math.ceil(SHARE * n_tokens), FEWEST) if keep is None else keep
     kept = sorted(sorted(found, key=lambda span: span.log_probability)[:wanted], key=_start)
     hits = [tuple(index.find(one.tokens, limit=limit * DRAWN, seed=seed)) for one in kept]
     drawn = np.unique([hit.document for places in hits for hit in places])

@@ -104,7 +104,7 @@ def plan_store(
         HookError: There is no such site; the error suggests the nearest names.
         ModelError: A site has no value per token, or the model has another tokenizer or a smaller
             vocabulary than the source.
-        StoreError: There is no such dtype.
+        StoreError: There is no such dtype, or fewer than one window in a forward pass.
 
     Examples:
         >>> planned = activations.plan_store(model, ioi.clean, sites=["L0H1", "L1.resid_post"])
@@ -114,10 +114,12 @@ def plan_store(
     windows = source if isinstance(source, Windows) else prompt_windows(source)
     if dtype not in DTYPES:
         raise StoreError(f"there is no dtype {dtype!r}{nearest(dtype, DTYPES)}")
+    if batch is not None and batch < 1:
+        raise StoreError(f"{batch} windows in a forward pass are none; give 1 or more")
     _refuse_other_tokenizer(model, windows)
     found = capture.located(model, sites)
     longest = int(windows.length.max())
-    batch = batch or max(PASS_TOKENS // longest, 1)
+    batch = max(PASS_TOKENS // longest, 1) if batch is None else batch
     passes = shard_bytes // (batch * longest * _row_bytes(found, dtype))
     per_shard = batch * max(int(passes), 1)
     content = _content(model, windows, found, dtype=dtype, batch=batch)

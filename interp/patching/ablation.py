@@ -136,14 +136,14 @@ class Ablation(Result):
             Changes by name, in the order in which the choosing half ranks them.
 
         Raises:
-            EffectsError: There are fewer than four prompts.
+            EffectsError: k is below 1, or there are fewer than four prompts.
 
         Examples:
             >>> found = patching.ablate(model, ioi).held_out(2)
             >>> list(found), found["L0H1"].value < -5
             (['L0H1', 'L0.mlp'], True)
         """
-        choosing, judging = halves(self.n_prompts, seed)
+        choosing, judging = halves(self.n_prompts, seed, k)
         chosen_by = self.per_prompt[:, choosing].mean(axis=1)
         ranked = [i for i in np.argsort(chosen_by, kind="stable") if not np.isnan(chosen_by[i])]
         return {

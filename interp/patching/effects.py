@@ -177,9 +177,9 @@ class Effects(Result):
             Effects by name, in the order in which the choosing half ranks them.
 
         Raises:
-            EffectsError: There are fewer than four prompts, the effects of single prompts were not
-                kept (see `part`), or they are estimates without a sign: all prompts together
-                decided the signs, so that no half of them is independent of the other.
+            EffectsError: k is below 1, there are fewer than four prompts, the effects of single
+                prompts were not kept (see `part`), or they are estimates without a sign: all
+                prompts together decided the signs, so that no half is independent of the other.
 
         Examples:
             >>> found = patching.heads(model, ioi).held_out(2)
@@ -196,7 +196,7 @@ class Effects(Result):
                 "these estimates are absolute values whose signs all prompts decided together, so "
                 "the halves are not independent; estimate with grad_drop=False, or sweep exactly"
             )
-        choosing, judging = halves(len(self.whole), seed)
+        choosing, judging = halves(len(self.whole), seed, k)
         part, whole = self.part.flatten(0, -2).double().numpy(), self.whole.double().numpy()
         ranks = part[:, choosing].sum(axis=1) / whole[choosing].sum()
         ranked = [i for i in np.argsort(-ranks, kind="stable") if not np.isnan(part[i]).any()][:k]
@@ -320,13 +320,15 @@ class Effects(Result):
 
 
 def halves(
-    n_prompts: int, seed: int
+    n_prompts: int, seed: int, k: int = 1
 ) -> tuple[Int64[np.ndarray, " choosing"], Int64[np.ndarray, " judging"]]:
-    """Return the prompts of two random halves: one to choose the largest, one to measure them.
+    """Return the prompts of two random halves: one to choose the k largest, one to measure them.
 
     Raises:
-        EffectsError: There are fewer than four prompts.
+        EffectsError: There are fewer than four prompts, or k is below 1.
     """
+    if k < 1:
+        raise EffectsError(f"the first {k} of a ranking are none; choose 1 or more")
     if n_prompts < 4:
         raise EffectsError(f"{count(n_prompts, 'prompt')} cannot be halved; give at least 4")
     order = np.random.Generator(np.random.Philox(key=seed)).permutation(n_prompts)

@@ -104,6 +104,8 @@ class RemovalChoice:
         together: Which copies of `named` were removed as well, if they were read.
         facts: Names of planted facts.
         seed: Seed of the draw.
+        rule: Version of the rule by which `matched-random` documents are drawn. Their seed gives
+            the same documents again under the same rule. None: drawn before rules were numbered.
         matched_to: Documents whose removal this one is a control of; () if nothing was drawn.
         avoided: Further documents that were not allowed to be drawn.
 
@@ -123,6 +125,7 @@ class RemovalChoice:
     together: Together | None = None
     facts: tuple[str, ...] = ()
     seed: int | None = None
+    rule: int | None = None
     matched_to: tuple[int, ...] = ()
     avoided: tuple[int, ...] = ()
 

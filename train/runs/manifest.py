@@ -78,6 +78,7 @@ SHAPES = {
             "together?": str,
             "facts?": [str],
             "seed?": int,
+            "rule?": int,
             "matched_to?": [int],
             "avoided?": [int],
         },

@@ -99,7 +99,7 @@ def reference_log_probs(
     size = recipe.micro_batch_size or recipe.batch_size
     n_pairs = int(store.manifest["counts"]["train_documents"])
     found = np.empty((n_pairs, 2), dtype=np.float32)
-    wanted = min(limit or n_pairs, n_pairs)
+    wanted = n_pairs if limit is None else min(limit, n_pairs)
     model = model.to(how.device).eval()
     with numerics.applied(how), how.autocast(), use_kernels(how.kernels):
         for first in range(0, wanted, size):

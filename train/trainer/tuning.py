@@ -47,7 +47,7 @@ def tuning_recipe(
         steps: Default: as many as three passes over instructions take, or one over preferences.
 
     Raises:
-        RecipeError: There is no such objective.
+        RecipeError: There is no such objective, or fewer than one step.
 
     Examples:
         >>> recipe = trainer.tuning_recipe(run, store, "sft")
@@ -59,7 +59,10 @@ def tuning_recipe(
     imported = base.knowledge != "full"
     name, lr = ("imported", IMPORTED_LR) if imported else (base.recipe.name, _first_lr(base))
     n_examples = int(store.manifest["counts"]["train_documents"])
-    steps = steps or max(EPOCHS[objective] * n_examples // max(batch_size, 1), 1)
+    if steps is None:
+        steps = max(EPOCHS[objective] * n_examples // max(batch_size, 1), 1)
+    if steps < 1:
+        raise RecipeError(f"{steps} steps tune nothing; take 1 or more")
     return Recipe(
         name=f"{name}-{objective}",
         model=base.config,

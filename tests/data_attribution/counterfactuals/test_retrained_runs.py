@@ -11,7 +11,7 @@ import pytest
 
 from data_attribution import counterfactuals
 from data_attribution.attribution import Source, Sources
-from data_attribution.errors import DamagedRunWarning
+from data_attribution.errors import CounterfactualError, DamagedRunWarning
 from interp import behaviours
 from tests.test_golden_files import GOLDEN
 from train import runs, storage
@@ -85,20 +85,40 @@ def test_a_random_removal_that_holds_the_first_source_answers_no_question_about_
     assert counterfactuals.found(run, ranked(20)) == []
 
 
+def test_a_retraining_that_was_drawn_as_a_control_before_it_was_asked_for_is_found(run, old):
+    """Opening it again records nothing, so what shows the question is the list or its controls."""
+    another(old, "asked", (20, 21), drawn_for(3, 14))
+    assert names(counterfactuals.found(run, ranked(20, 21))[:1]) == ["asked"]
+    assert counterfactuals.found(run, ranked(20)) == []
+    another(old, "its control", (22, 23), drawn_for(20, 21))
+    assert "its control" in names(counterfactuals.found(run, ranked(20, 21)))
+    assert names(counterfactuals.found(run, ranked(20))[:1]) == ["asked"]
+    assert names(counterfactuals.found(run, ranked(3))) == [old.name, "asked"]
+
+
+def test_two_controls_without_the_same_documents_are_refused(run, old):
+    """Equal controls differ by nothing, so any effect would be proved."""
+    paths = [another(old, name, (7, 8), drawn_for(3, 14)) for name in ("one", "two")]
+    opened = [runs.open(path) for path in paths]
+    asked = behaviours.read(GOLDEN / "results" / "behaviour.json")
+    with pytest.raises(CounterfactualError, match="two lack the same 2 documents, and one"):
+        counterfactuals.compare(run, runs.open(old), opened, asked)
+
+
 def test_the_choice_is_passed_on_to_the_result(run, old):
     named = another(old, "named", (3, 14), NAMED)
     control = another(old, "random", (7, 8), drawn_for(3, 14))
-    opened = [runs.open(path) for path in (named, control, old)]
+    opened = [runs.open(path) for path in (named, control)]
     asked = behaviours.read(GOLDEN / "results" / "behaviour.json")
     result = counterfactuals.compare(run, opened[0], opened[1:], asked)
-    assert result.choices == (NAMED, drawn_for(3, 14), None)
+    assert result.choices == (NAMED, drawn_for(3, 14))
     assert (result.named, result.together, result.avoided) == ((3,), "near", 2)
     assert result.to_dict()["choices"] == [
         {"kind": "named", "named": [3], "together": "near"},
         {"kind": "matched-random", "seed": 0, "matched_to": [3, 14], "avoided": [5, 6]},
-        None,
     ]
-    unknown = counterfactuals.compare(run, opened[2], [], asked)
+    unknown = counterfactuals.compare(run, runs.open(old), [], asked)
+    assert unknown.to_dict()["choices"] == [None]
     assert (unknown.choices, unknown.named, unknown.together) == ((None,), (3, 14), "none")
 
 

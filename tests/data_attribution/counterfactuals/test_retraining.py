@@ -19,7 +19,7 @@ import torch
 from data_attribution import counterfactuals, queries
 from data_attribution.attribution import Source, Sources
 from data_attribution.cli import formatting
-from data_attribution.counterfactuals import retraining
+from data_attribution.counterfactuals import document_sets, retraining
 from data_attribution.errors import CounterfactualError
 from data_attribution.queries import Query
 from interp import behaviours
@@ -140,6 +140,7 @@ def test_the_manifests_record_how_the_documents_were_chosen(found, lookup_run, o
     assert control.removal.documents == counterfactuals.matched_random(
         lookup_run, drawn.matched_to, seed=drawn.seed, avoid=drawn.avoided
     )
+    assert (drawn.seed, drawn.rule) == (0, document_sets.RULE)
     inputs = ("recipe", "numerics", "data", "order", "parent", "removed")  # the choice is none
     asked = storage.canonical_json({one: control.predicate[one] for one in inputs})
     assert control.id == sha256(asked.encode()).hexdigest()[:12]
@@ -239,11 +240,15 @@ def test_a_head_is_asked_as_a_behaviour_is(lookup_run, of_pair_3, pairs, place):
         hooks=(pattern,),
     )
     asked = Query(metric.name, pairs[0].clean, metric)
+    avoid = counterfactuals.kept_out(lookup_run, of_pair_3, of_pair_3)
+    control = counterfactuals.matched_random(lookup_run, of_pair_3, seed=0, avoid=avoid)
+    key = lookup_run.store.text(control[0]).split()[0]  # the first control takes out its pair
+    other = pairs[int(key.removeprefix("k"))]
     found = counterfactuals.without(
-        lookup_run, of_pair_3, [pairs[3], asked], unrelated=pairs[5:6], out=place
+        lookup_run, of_pair_3, [pairs[3], asked], unrelated=[other], out=place
     )
     assert len(found.control) == 2  # by default
-    assert [one.name for one in found.changes] == ["pair 3", "attention to the key", "pair 5"]
+    assert [one.name for one in found.changes] == ["pair 3", "attention to the key", other.name]
     assert [one.related for one in found.changes] == [True, True, False]
     last = [runs.open(path, store=lookup_run.store.path).load() for path in found.runs]
     of_head = found.changes[1]
@@ -252,13 +257,13 @@ def test_a_head_is_asked_as_a_behaviour_is(lookup_run, of_pair_3, pairs, place):
     assert len(found.before) == 2  # behaviours only
     assert found.effect() == found.effect("pair 3") == found.changes[0].effect
     assert found.effect("pair 3").mean < -3
-    # Pair 5 may be what a control takes out, and two controls leave that effect open.
-    aside = found.effect("pair 5")
+    # One of two controls takes this pair out, which leaves the effect on it open.
+    aside = found.effect(other.name)
     assert aside.low < 0 < aside.high
     rows = json.loads(json.dumps(found.to_dict()))["effects"]
     assert [row["question"] for row in rows] == [one.name for one in found.changes]
-    with pytest.raises(CounterfactualError, match="'pair 4' was not asked"):
-        found.effect("pair 4")
+    with pytest.raises(CounterfactualError, match="'pair 12' was not asked"):
+        found.effect("pair 12")
 
 
 def test_one_prompt_gives_the_change_no_interval(found):
@@ -328,28 +333,16 @@ def with_partners(run):
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_the_control_is_disjoint_equally_long_and_was_read(tiny_run, seed):
+def test_the_control_is_disjoint_about_as_long_and_was_read(tiny_run, seed):
     documents = with_partners(tiny_run)
     assert len(documents) > 10
     control = counterfactuals.matched_random(tiny_run, documents, seed=seed)
     lengths = tiny_run.store.lengths
     assert not set(control) & set(documents)
     assert len(set(control)) == len(documents)
-    assert sorted(lengths[list(control)]) == sorted(lengths[documents])
+    difference = np.sort(lengths[list(control)]) - np.sort(lengths[documents])
+    assert abs(difference).mean() < 0.1 * lengths[documents].mean()
     assert all(len(tiny_run.steps_reading(document)) for document in control)
-
-
-def test_the_control_of_one_document_was_first_read_at_the_nearest_step(tiny_run):
-    def first(document):
-        return int(tiny_run.steps_reading(document)[0])
-
-    lengths = tiny_run.store.lengths
-    read = [one for one in range(tiny_run.store.n_documents) if len(tiny_run.steps_reading(one))]
-    for document in with_partners(tiny_run):
-        (control,) = counterfactuals.matched_random(tiny_run, [document], seed=0)
-        alike = [one for one in read if lengths[one] == lengths[document] and one != document]
-        distances = [abs(first(one) - first(document)) for one in alike]
-        assert abs(first(control) - first(document)) == min(distances)
 
 
 def test_the_control_depends_on_its_seed_alone(lookup_run, of_pair_3):
@@ -461,6 +454,6 @@ def test_what_would_be_done_otherwise_than_said_is_refused(lookup_run, pairs, tm
 def test_several_controls_have_a_row_each(found, pairs):
     several = replace(found, control=found.control * 2, controls=found.controls * 2)
     settings = several.to_frame()["setting"].unique().tolist()
-    drawn = [f"without 20 matched random, seed {seed}" for seed in (0, 1)]
+    drawn = [f"without 20 matched random, control {number}" for number in (1, 2)]
     assert settings == ["full run", "without the documents", *drawn]
     assert len(list(product(settings, pairs))) == len(several.to_frame())

@@ -112,6 +112,10 @@ def test_cases_are_dealt_by_seed_and_by_the_number_of_exposures(run, chosen):
     assert {case.exposures for case in evaluation.planted_facts(run, n=8, least=10)} == {18}
     with pytest.raises(EvidenceError, match="stated 19 times or more"):
         evaluation.planted_facts(run, least=19)
+    with pytest.raises(EvidenceError, match="-1 facts of each kind are none"):
+        evaluation.planted_facts(run, n=-1)
+    with pytest.raises(EvidenceError, match="stated 1 times or more"):
+        evaluation.planted_facts(run, most=0)
 
 
 def test_components_are_chosen_on_other_facts(run, chosen):

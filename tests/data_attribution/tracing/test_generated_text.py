@@ -170,6 +170,8 @@ def test_what_cannot_be_traced_is_refused_in_one_line(run, make_store):
         tracing.trace_text(run, " \n")
     with pytest.raises(QueryError, match=r"1,000,001 tokens, and at most 1,000,000"):
         tracing.trace_text(run, "sea " * 1_000_001)
+    with pytest.raises(EvidenceError, match="0 spans are none"):
+        tracing.trace_text(run, QUOTED, keep=0)
     with pytest.raises(EvidenceError, match="no 9 tokens in a row of the 6"):
         tracing.trace_text(run, QUOTED, minimum=9)
     with pytest.raises(IndexMissing, match="openbook index build"):

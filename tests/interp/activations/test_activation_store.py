@@ -480,11 +480,13 @@ def test_a_site_that_cannot_be_kept_is_refused_before_anything_is_written(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_no_site_and_no_such_dtype_are_refused(gpt, alone):
+def test_no_site_no_such_dtype_and_no_windows_are_refused(gpt, alone):
     with pytest.raises(HookError, match="no site was named"):
         activations.plan_store(gpt, alone, sites=[])
     with pytest.raises(StoreError, match="no dtype 'fp61', did you mean 'fp16'"):
         activations.plan_store(gpt, alone, sites=SITES, dtype="fp61")
+    with pytest.raises(StoreError, match="0 windows in a forward pass are none"):
+        activations.plan_store(gpt, alone, sites=SITES, batch=0)
 
 
 def test_a_store_of_another_vocabulary_is_refused(gpt, lookup_store):

@@ -140,6 +140,9 @@ def test_the_largest_loss_is_measured_on_prompts_that_did_not_choose_it(model, b
     assert list(stopped.held_out(3, seed=3)) == ["L0H1", "L0H2"]
     with pytest.raises(EffectsError, match="3 prompts cannot be halved; give at least 4"):
         replace(found, n_prompts=3).held_out()
+    for k in (0, -1):
+        with pytest.raises(EffectsError, match=f"the first {k} of a ranking are none"):
+            found.held_out(k)
 
 
 def test_what_cannot_be_ablated_is_refused(model, behaviour):

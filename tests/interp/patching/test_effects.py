@@ -99,6 +99,9 @@ def test_effects_without_scores_of_single_prompts_choose_nothing(effects):
     few = replace(effects, part=torch.ones(2, 2, 3), whole=torch.ones(3))
     with pytest.raises(EffectsError, match="3 prompts cannot be halved"):
         few.held_out()
+    for k in (0, -1):
+        with pytest.raises(EffectsError, match=f"the first {k} of a ranking are none"):
+            replace(effects, part=torch.ones(2, 2, 4), whole=torch.ones(4)).held_out(k)
 
 
 def test_a_place_that_is_the_same_on_every_prompt_has_no_interval(effects, tmp_path):

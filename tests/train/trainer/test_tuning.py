@@ -404,6 +404,8 @@ def test_the_default_steps_follow_the_size_of_a_batch(tiny_run, stores):
     assert (recipe.batch_size, recipe.steps) == (2, 3 * n // 2)
     short = trainer.tuning_recipe(tiny_run, store, "sft", steps=10)
     assert (short.steps, short.warmup_steps, short.checkpoint_every) == (10, 1, 2)
+    with pytest.raises(RecipeError, match="0 steps tune nothing"):
+        trainer.tuning_recipe(tiny_run, store, "sft", steps=0)
 
 
 def test_the_reference_is_computed_with_the_kernels_of_the_training(sft_run, stores, tmp_path):
