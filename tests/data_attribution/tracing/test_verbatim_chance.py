@@ -125,7 +125,7 @@ def halves(make_store):
 def test_more_draws_of_the_same_held_out_documents_do_not_narrow_the_interval(halves):
     """In 5 of 12 tokens any such text is in spans of five; draws that overlap would deny it."""
     index, made, quoted = halves
-    few, many = (tracing.spans_by_chance(index, made[1], draws=draws) for draws in (20, 400))
+    few, many = (tracing.spans_by_chance(index, made[1], draws=draws) for draws in (20, 80))
     assert few.n_held_out == many.n_held_out == len(quoted)
     shares = quoted * 5 / 6
     for found in (few.held_out[4], many.held_out[4]):
