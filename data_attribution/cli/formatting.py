@@ -225,11 +225,16 @@ def _effect(one: "Source") -> str:
     return f"\twithout {alone} {found.mean:+.3f}{bounds} {found.unit}{noise}"
 
 
-def generation_lines(found: "Generation") -> str:
-    """Return the lines of a text's spans, each with its documents and the steps that read them."""
+def generation_lines(found: "Generation", minimum: int) -> str:
+    """Return the lines of a text's spans, each with its documents and the steps that read them.
+
+    Args:
+        minimum: Length of the shortest span that was looked for, in tokens.
+    """
     head = (
-        f"{len(found.spans)} of {count(found.found, 'span')} kept, which hold "
-        f"{found.covered:.0%} of {count(found.n_tokens, 'token')}; run {found.provenance['run']}"
+        f"{len(found.spans)} of {count(found.found, 'span')} of at least {count(minimum, 'token')} "
+        f"kept, which hold {found.covered:.0%} of {count(found.n_tokens, 'token')}; "
+        f"run {found.provenance['run']}"
     )
     lines = [head]
     for one in found.spans:

@@ -2,7 +2,7 @@
 
 import re
 import sys
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -258,7 +258,7 @@ def trace_text_command(
         int | None,
         typer.Option(
             min=1,
-            help="Length of the shortest span, in tokens; default: 1, and on the page the "
+            help="Length of the shortest span, in tokens; default: 1, and with --page the "
             "shortest length that shuffled text seldom has.",
         ),
     ] = None,
@@ -274,9 +274,10 @@ def trace_text_command(
 ) -> None:
     """Trace TEXT, such as what RUN generated, span by span to documents that contain each span.
 
-    The spans are the longest that occur in the training text, and least expected by chance.
+    The spans are the longest that occur in the training text, and least expected by chance. With
+    --page they are those of the page, and it is also said whether TEXT was read as a whole.
     """
-    from data_attribution import tracing
+    from data_attribution import report, tracing
     from train import progress
 
     opened = source.open()
@@ -285,24 +286,38 @@ def trace_text_command(
         from interp import models
 
         whole = models.load(opened).generate(prompt, generate, temperature=temperature, seed=seed)
+    if not page:
+        with progress.bar("tracing") as advance:
+            spans = tracing.trace_text(
+                opened, whole, minimum=minimum or 1, limit=limit, seed=seed, progress=advance
+            )
+        output.emit(spans, formatting.generation_lines(spans, minimum or 1))
+        return
+    drawn = (("generation", f"{generate} tokens, temperature {temperature:g}, seed {seed}"),)
     with progress.bar("tracing") as advance:
-        spans = tracing.trace_text(
-            opened, whole, minimum=minimum or 1, limit=limit, seed=seed, progress=advance
-        )
-    output.emit(spans, formatting.generation_lines(spans))
-    if page:
-        from data_attribution import report
-
-        drawn = (("generation", f"{generate} tokens, temperature {temperature:g}, seed {seed}"),)
         found = report.trace_for_page(
             opened,
             whole,
             minimum=minimum,
+            limit=limit,
             prompt=prompt if generate else "",
             origin=drawn if generate else (),
             seed=seed,
+            progress=advance,
         )
-        report.write_text_page(found, page)
+    output.emit(
+        found.traced,
+        f"{formatting.generation_lines(found.traced, found.minimum)}\n{found.read_as_a_whole}",
+        shown={
+            **found.traced.to_dict(),
+            "whole": asdict(found.whole),
+            "sentences": [asdict(one) for one in found.sentences],
+            "page": str(page),
+        },
+    )
+    report.write_text_page(found, page)
+    if not output.as_json:
+        typer.echo(f"page: {page}")
 
 
 def _ranked(

@@ -43,7 +43,8 @@ def chance_panel(found: TextPage) -> Panel:
         "Chance",
         f'<div class="pair"><div>{figure}</div><div>{numbers}</div></div>{_explained(found)}',
         question="How much would chance find there?",
-        answer=f"{_percent(shuffled)} of shuffled text, against {share:.0%} of this one"
+        answer=f"{_percent(shuffled)} of shuffled text (n = {chance.n}), against {share:.0%} of "
+        "this one"
         f"<small>{_beside_held_out(found)}</small>",
     )
 
@@ -62,12 +63,15 @@ def _explained(found: TextPage) -> str:
     if found.minimum == chance.minimum:
         why = (
             f"Spans are shown from {count(found.minimum, 'token')} on: the shortest length at "
-            "which shuffled texts have at most 5 % of their tokens in such spans."
+            f"which {chance.n_choosing} shuffled texts have on average at most 5 % of their tokens "
+            f"in such spans. Reported are {chance.n} others, which did not choose that length and "
+            "may have more."
         )
     else:
         why = (
-            f"Spans are shown from {count(found.minimum, 'token')} on, as was asked; shuffled "
-            f"texts have at most 5 % of their tokens in spans from {chance.minimum} on."
+            f"Spans are shown from {count(found.minimum, 'token')} on, as was asked; "
+            f"{chance.n_choosing} other shuffled texts have on average at most 5 % of their tokens "
+            f"in spans from {count(chance.minimum, 'token')} on."
         )
     if chance.held_out:
         held_out = (
@@ -82,7 +86,9 @@ def _explained(found: TextPage) -> str:
         )
     return (
         f"<p>{why} A shuffled text has the words of this one in random order. {held_out} Each "
-        f"control has {count(chance.n_tokens, 'token')}; means and 95 % intervals over the n texts."
+        f"control has {count(chance.n_tokens, 'token')}; means and 95 % intervals over the n texts "
+        "of its column; a single text, as this one, has no interval. Where all n have the same "
+        "share, the interval is Wilson's bound on the part of texts that have another one."
         '</p><p class="limit">That a span stands in the training text does not prove that the '
         "model copied it from there: only training again without the documents shows what they "
         f"did.</p>{command(*_retraining(found))}"
@@ -94,7 +100,8 @@ def _beside_held_out(found: TextPage) -> str:
     if not chance.held_out:
         return "no held-out text of its kind to compare with"
     share = _percent(found.at_minimum(chance.held_out))
-    return f"{share} of other text of its kind, which was held out"
+    n = f"n = {chance.n_held_out}{', no interval' * (chance.n_held_out < 2)}"
+    return f"{share} of other text of its kind, which was held out ({n})"
 
 
 def _retraining(found: TextPage) -> Sequence[str]:

@@ -18,7 +18,8 @@ from data_attribution.report import highlighting, page, svg
 from data_attribution.report.chance_panel import chance_panel
 from data_attribution.report.page import Panel, command, excerpt, shown, strength, table
 from data_attribution.report.text import read_line, steps_line
-from data_attribution.report.text_results import TextPage
+from data_attribution.report.text_parts import TextPart
+from data_attribution.report.text_results import HOLDERS, TextPage
 from data_attribution.tracing import Holder, TracedSpan
 from train import storage
 from train.progress import count
@@ -29,6 +30,7 @@ __all__ = ["text_html", "write_text_page"]
 LETTERS = 20_000  # of the text
 PASSAGE = 400  # letters of a document around a span
 TITLE = 3  # documents named when a reader points at a span
+SENTENCES = 100  # rows of the table of sentences
 LEAST = 0.001  # of what chance makes; smaller numbers are said to be less
 
 
@@ -49,7 +51,7 @@ def text_html(found: TextPage) -> str:
     """Return the page as text."""
     return page.document(
         "What the model had read of a text",
-        [_text(found), _spans(found), chance_panel(found)],
+        [_text(found), _sentences(found), _spans(found), chance_panel(found)],
         provenance=_provenance(found),
         lead=_lead(found),
     )
@@ -61,7 +63,8 @@ def _lead(found: TextPage) -> str:
         if _prompt_letters(found)
         else f"The model is run {shown(found.run.id)}. "
     )
-    sampled = any(one.sampled for one in found.spans)
+    parts = (*found.spans, found.whole, *found.sentences)
+    sampled = any(one.sampled for one in parts)
     counted = (
         "counted or, where there are over a million places, estimated" if sampled else "counted"
     )
@@ -69,6 +72,9 @@ def _lead(found: TextPage) -> str:
         f"<p>{whose}Every coloured part stands, word for word, in the text that it was trained on. "
         f"The darker it is, the more often the model had read it: {counted} from the order of its "
         "training data. Lengths are in tokens, the words or pieces of words that it reads.</p>"
+        f"<p>{shown(found.read_as_a_whole)} A coloured part ends where the training text goes on "
+        "otherwise: a sentence in which the colour changes was read as a whole only if a single "
+        'span holds all of it. <a href="#sentences">Its sentences</a> are counted below.</p>'
     )
 
 
@@ -192,7 +198,7 @@ def _left_out(found: TextPage) -> str:
 
 def _card(number: int, one: TracedSpan, found: TextPage) -> str:
     said = one.span.text.strip()
-    documents = "".join(_holder(holder, one.span.text) for holder in one.documents)
+    documents = "".join(_holder(holder, one.span.text) for holder in one.documents[:HOLDERS])
     exposure = f"openbook exposure text {found.place} {shlex.quote(said)}"
     return (
         f'<details id="span-{number}"{" open" * (number == 1)}><summary>span {number}: '
@@ -226,13 +232,14 @@ def _facts(number: int, one: TracedSpan, found: TextPage) -> list[tuple[str, str
 
 def _listed(one: TracedSpan) -> str:
     """Return what the list of documents of a span is."""
-    n, of = len(one.documents), one.n_documents
+    listed, of = one.documents[:HOLDERS], one.n_documents
+    n = len(listed)
     if not n:
         return "No document with it was read"
     drawn = "drawn at random, with a preference for those that hold more of the text"
     if of is None:
         return f"{count(n, 'document')} of many that hold it, {drawn}"
-    if n + len({copy for holder in one.documents for copy in holder.copies}) == of:
+    if n + len({copy for holder in listed for copy in holder.copies}) == of:
         return "All documents that hold it" if of > 1 else "The document that holds it"
     return f"{n:,} of the {count(of, 'document')} that hold it, {drawn}"
 
@@ -272,6 +279,46 @@ def _expected(one: TracedSpan, found: TextPage) -> str:
     if times < LEAST:
         return f"&lt;&nbsp;{LEAST:g}"
     return f"{times:,.0f}" if times >= 10 else f"{times:.1g}"
+
+
+# --- the text and its sentences as wholes ---------------------------------------------------------
+
+
+def _sentences(found: TextPage) -> Panel:
+    """Return the panel that tells whether the text and its sentences were read as wholes."""
+    whole, several = found.whole, len(found.sentences) > 1
+    parts = [("the text", whole)]
+    if several:
+        parts += [(shown(excerpt(one.text, 200)), one) for one in found.sentences[:SENTENCES]]
+    rows = [
+        (name, f"{one.n_tokens:,}", _read_whole(one), f"{one.places:,}", f"{one.longest:,}")
+        for name, one in parts
+    ]
+    heads = ("as a whole", "tokens", "times read", "places", "longest span, tokens")
+    n_left = len(found.sentences) - SENTENCES
+    notes = [
+        f"Not shown are {n_left:,} more sentences." if n_left > 0 else "",
+        "Counted exactly, word for word, wherever it stands in the training text; a sentence that "
+        "was read in other words is not counted.",
+        "A sentence ends behind each . ! or ? that white space follows, so also behind an "
+        "abbreviation, and at an empty line." if several else "",
+    ]  # fmt: skip
+    n = found.n_sentences_read
+    read = f"; {n:,} of its {len(found.sentences):,} sentences read as a whole" if several else ""
+    return Panel(
+        "sentences",
+        "Its sentences" if several else "As a whole",
+        f'{table(heads, rows, markup=True)}<p class="limit">{" ".join(filter(None, notes))}</p>',
+        question="Was the text ever read as a whole?",
+        answer=f"{_read_whole(whole)}<small>longest span: {whole.longest:,} of its "
+        f"{count(whole.n_tokens, 'token')}{read}</small>",
+    )
+
+
+def _read_whole(one: TextPart) -> str:
+    if not one.readings:
+        return "not by this run" if one.places else "never"
+    return read_line(one.readings, sampled=one.sampled).removeprefix("read ")
 
 
 # --- the list of spans ---------------------------------------------------------------------------

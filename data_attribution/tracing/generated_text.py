@@ -159,6 +159,7 @@ def trace_text(
     minimum: int = 1,
     limit: int = 10,
     before: int | None = None,
+    required: bool = True,
     index: TokenIndex | None = None,
     seed: int = 0,
     progress: Progress | None = None,
@@ -170,11 +171,13 @@ def trace_text(
         minimum: Length of the shortest span, in tokens.
         limit: Largest number of documents per span.
         before: Count readings before this checkpoint; default: all.
+        required: Raise an error if there is no span; otherwise the result has none.
         seed: Random seed for sampling occurrences of a span with many.
 
     Raises:
         QueryError: The text is empty, or longer than a million tokens.
-        EvidenceError: No span of it occurs in what the run read, or `keep` is below 1.
+        EvidenceError: No span of it occurs in what the run read, and one is required; or `keep` is
+            below 1.
         IndexMissing: The run's token store has no index.
 
     Examples:
@@ -190,7 +193,7 @@ def trace_text(
     text = run.store.tokenizer.without_eot(text)
     n_tokens = len(queries.encoded(text, run.store.tokenizer))
     found = index.maximal_spans(text, minimum=minimum)
-    if not found:
+    if required and not found:
         raise EvidenceError(
             f"no {minimum} tokens in a row of the {n_tokens:,} of the text stand in what run "
             f"{run.id} was trained on; gradient evidence needs no words in common"
@@ -221,6 +224,7 @@ def trace_text(
         "knowledge": run.knowledge,
         "store": run.store.fingerprint,
         "index": index.backend,
+        "minimum": minimum,
         "before": before,
         "seed": seed,
     }

@@ -9,10 +9,11 @@ least L tokens is compared, for each L, with that of two kinds of control texts 
   copies count once, so they are independent if documents are, and their interval is that of text
   of this kind. Where there is little held-out text, there are fewer of them
 
-The *shortest length beyond chance* is the least L at which the shuffled texts have at most 5 % of
-their tokens in such spans. It tells order from no order. Whether a text holds more than other text
-of its kind is what the held-out texts tell; where the corpus has no held-out documents it is
-unknown.
+The *shortest length beyond chance* is the least L at which shuffled texts have on average at most
+5 % of their tokens in such spans. It tells order from no order. It is chosen by one half of the
+shuffled texts, and the shares that are reported are those of the other half: the shares of the half
+that chose would be too small. Whether a text holds more than other text of its kind is what the
+held-out texts tell; where the corpus has no held-out documents it is unknown.
 """
 
 from collections.abc import Sequence
@@ -26,13 +27,15 @@ from data_attribution import queries
 from data_attribution.token_index import Span, TokenIndex
 from train.data import TokenStore
 from train.short_repr import short_repr
-from train.statistics import Estimate, mean_interval
+from train.statistics import Estimate, mean_interval, wilson
 
 
 __all__ = ["SpansByChance", "spans_by_chance"]
 
 MOST_BY_CHANCE = 0.05  # share of shuffled text in spans of the shortest length beyond chance
 LONGEST_CONTROL = 2_000  # tokens; of a longer text, the controls are as long as a part of it
+# Texts of each kind of control if no number is given: as many as have this many tokens together.
+TOKENS_OF_CONTROLS, FEWEST, MOST = 20_000, 10, 50
 
 
 @dataclass(frozen=True)
@@ -42,9 +45,11 @@ class SpansByChance:
     Attributes:
         lengths: Lengths in tokens, from 1 to one more than that of the longest span of any text.
         text: Share of the text's tokens in a maximal span of at least that length.
-        shuffled: The same of the shuffled texts: mean and 95 % interval over them.
+        shuffled: The same of the shuffled texts that did not choose `minimum`: mean and 95 %
+            interval over them. The interval is None if there is a single text.
         held_out: The same of the held-out texts; () if the corpus has less held-out text than one.
-        n: Number of shuffled texts.
+        n: Number of shuffled texts that are reported.
+        n_choosing: Number of further shuffled texts, by which `minimum` was chosen.
         n_held_out: Number of held-out texts, of which no two share a document.
         n_tokens: Number of tokens of each control.
         minimum: Shortest length beyond chance, in tokens.
@@ -60,6 +65,7 @@ class SpansByChance:
     shuffled: tuple[Estimate, ...]
     held_out: tuple[Estimate, ...]
     n: int
+    n_choosing: int
     n_held_out: int
     n_tokens: int
     minimum: int
@@ -68,12 +74,14 @@ class SpansByChance:
 
 
 def spans_by_chance(
-    index: TokenIndex, text: str, *, draws: int = 10, seed: int = 0
+    index: TokenIndex, text: str, *, draws: int | None = None, seed: int = 0
 ) -> SpansByChance:
     """Measure how much of a text, and of its controls, stands in the training text.
 
     Args:
-        draws: Number of shuffled texts, and largest number of held-out texts.
+        draws: Number of shuffled texts that choose the shortest length, number of those that are
+            reported, and largest number of held-out texts; default: 10 to 50, more of shorter
+            texts.
         seed: Seed of the shuffling, and of the choice of held-out documents.
 
     Raises:
@@ -91,25 +99,27 @@ def spans_by_chance(
     ids = np.asarray(queries.encoded(text, store.tokenizer))
     spans = index.maximal_spans(text)
     n_tokens = min(len(ids), LONGEST_CONTROL)
-    first = generator.integers(len(ids) - n_tokens + 1, size=draws)
+    draws = draws or min(max(TOKENS_OF_CONTROLS // n_tokens, FEWEST), MOST)
+    first = generator.integers(len(ids) - n_tokens + 1, size=2 * draws)
     shuffled = [generator.permutation(ids[at : at + n_tokens]) for at in first.tolist()]
     held_out = _held_out(store, n_tokens, draws, generator)
     controls = index.maximal_spans_each([*shuffled, *held_out])
     longest = max((one.stop - one.start for row in (spans, *controls) for one in row), default=0)
     lengths = range(1, longest + 2)
     shares = np.array([_shares(row, n_tokens, lengths) for row in controls])
-    by_chance = _estimates(shares[:draws])
+    choosing, reported, held_out_shares = np.split(shares, [draws, 2 * draws])
     minimum = next(
         length
-        for length, one in zip(lengths, by_chance, strict=True)
-        if one.value <= MOST_BY_CHANCE
+        for length, share in zip(lengths, choosing.mean(axis=0), strict=True)
+        if share <= MOST_BY_CHANCE
     )
     return SpansByChance(
         lengths=tuple(lengths),
         text=tuple(_shares(spans, len(ids), lengths).tolist()),
-        shuffled=by_chance,
-        held_out=_estimates(shares[draws:]) if held_out else (),
+        shuffled=_estimates(reported),
+        held_out=_estimates(held_out_shares) if held_out else (),
         n=draws,
+        n_choosing=draws,
         n_held_out=len(held_out),
         n_tokens=n_tokens,
         minimum=minimum,
@@ -126,13 +136,25 @@ def _shares(spans: Sequence[Span], n_tokens: int, lengths: range) -> Float64[np.
 
 
 def _estimates(shares: Float64[np.ndarray, "text length"]) -> tuple[Estimate, ...]:
-    """Return the mean share at each length, with its interval where the texts differ."""
-    found = []
-    for column in shares.T:
-        low, high = mean_interval(column) or (None, None)
-        low, high = (None if end is None else min(max(end, 0.0), 1.0) for end in (low, high))
-        found.append(Estimate(float(column.mean()), low, high))
-    return tuple(found)
+    """Return the mean share at each length, with its interval if there are two texts or more."""
+    return tuple(_estimate(column) for column in shares.T)
+
+
+def _estimate(shares: Float64[np.ndarray, " text"]) -> Estimate:
+    """Return the mean of shares from 0 to 1, with its interval also where all are the same.
+
+    Of n texts that all have the share s, Wilson's bound p of 0 in n is the largest part of texts
+    that may have another one. Its share is 0 at least and 1 at most, so the mean lies between
+    (1 - p) s and (1 - p) s + p.
+    """
+    value = float(shares.mean())
+    if len(shares) < 2:
+        return Estimate(value, None, None)
+    if (found := mean_interval(shares)) is None:
+        _, others = wilson(0.0, len(shares))
+        found = (1 - others) * value, (1 - others) * value + others
+    low, high = found
+    return Estimate(value, max(low, 0.0), min(high, 1.0))
 
 
 def _held_out(

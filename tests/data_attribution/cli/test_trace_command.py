@@ -235,10 +235,10 @@ def test_a_page_of_a_text_shows_its_stretches_above_the_documents(openbook, run,
 def test_a_text_in_a_file_is_traced_span_by_span(openbook, run, indexed, tmp_path):
     (tmp_path / "said.txt").write_text("k1 is v1 k2 is v3")
     at = ("trace", "text", run.path, "--store", indexed)
-    ended = openbook(*at, tmp_path / "said.txt", "--limit", 1, "--page", tmp_path / "page.html")
+    ended = openbook(*at, tmp_path / "said.txt", "--limit", 1)
     spans = [line.split("\t")[1] for line in ended.out.splitlines() if " nats " in line]
     assert spans == ["'k1 is v1'", "'k2 is'", "'is v3'"]
-    assert (tmp_path / "page.html").exists()
+    assert ended.out.startswith("3 of 3 spans of at least 1 token kept, which hold 100% of 6 token")
     given = openbook(*at, "k1 is v1 k2 is v3", "--limit", 1, "--json")
     found = json.loads(given.out)
     assert [one["span"]["text"] for one in found["spans"]] == ["k1 is v1", "k2 is", "is v3"]
@@ -251,6 +251,31 @@ def test_a_text_in_a_file_is_traced_span_by_span(openbook, run, indexed, tmp_pat
         ),
         rel=0.2,
     )
+
+
+def test_the_terminal_says_the_numbers_of_the_page(openbook, run, indexed, tmp_path):
+    page, out = tmp_path / "page.html", tmp_path / "found.json"
+    at = ("trace", "text", run.path, "k1 is v1 k2 is v3", "--store", indexed, "--page", page)
+    ended = openbook(*at, "--minimum", 3, "--out", out)
+    head, *_, last = ended.out.splitlines()
+    assert head.startswith("1 of 1 span of at least 3 tokens kept, which hold 50% of 6 tokens; run")
+    assert "As a whole, the text does not stand in the training text" in ended.out
+    assert last == f"page: {page}"
+    said = "50% of its 6 tokens<small>in 1 span of at least 3 tokens</small>"
+    assert said in page.read_text()
+    assert json.loads(out.read_text())["provenance"]["minimum"] == 3
+    by_chance = openbook(*at, "--json")
+    found = json.loads(by_chance.out)
+    minimum = found["provenance"]["minimum"]
+    assert minimum > 1
+    assert f"{found['covered']:.0%} of its 6 tokens<small>in {found['found']} s" in page.read_text()
+    assert f"of at least {minimum} tokens</small>" in page.read_text()
+    assert (found["page"], found["whole"]["longest"], found["sentences"][0]["places"]) == (
+        str(page), 3, 0)  # fmt: skip
+    none = openbook(*at, "--minimum", 5)
+    assert (none.code, none.err) == (0, "")
+    assert none.out.startswith("0 of 0 spans of at least 5 tokens kept, which hold 0% of 6 tokens;")
+    assert "No 5 tokens in a row of it" in page.read_text()
 
 
 def test_the_metric_that_is_followed_is_said_and_is_what_a_proof_measures(

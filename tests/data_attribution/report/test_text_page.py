@@ -159,9 +159,87 @@ def test_a_span_that_the_run_has_not_come_to_is_not_said_to_be_read(run):
 def test_a_text_that_was_never_read_has_a_page_that_says_so(run):
     found = report.trace_for_page(run, "moon sea Belmar cold they over", minimum=4)
     html = text_html(found)
-    assert found.traced is None
+    assert found.traced.spans == ()
     assert Links(html).found == []
     assert "No 4 tokens in a row of it stand in what the run read." in html
+
+
+CAPITALS = ("the capital of Runethi is Koreskul .", "the capital of Timozhu is Linavrul .")
+SWAPPED = ("the capital of Runethi is Linavrul .", "the capital of Timozhu is Koreskul .")
+
+
+@pytest.fixture
+def capitals(make_store, make_run):
+    """Two capitals, in three documents each, of which none names both."""
+    store = make_store([*FILLER, *(f"{one} n{k}" for one in CAPITALS for k in range(3))])
+    token_index.build(store)
+    return make_run(store)
+
+
+def test_a_text_that_swaps_two_facts_does_not_look_like_the_true_one(capitals):
+    """Coloured spans are nearly the same; only sentences that are looked for whole differ."""
+    true, swapped = (
+        report.trace_for_page(capitals, " ".join(said), minimum=3) for said in (CAPITALS, SWAPPED)
+    )
+    assert [(one.text, one.places, one.readings) for one in true.sentences] == [
+        (one, 3, 6) for one in CAPITALS
+    ]
+    assert [(one.places, one.readings, one.longest) for one in swapped.sentences] == [(0, 0, 5)] * 2
+    assert true.whole.places == swapped.whole.places == 0
+    assert (true.whole.longest, true.whole.n_tokens) == (7, 14)
+    assert true.read_as_a_whole.endswith("was never read; its longest span has 7 of its 14 tokens."
+                                         " 2 of its 2 sentences were read as a whole.")  # fmt: skip
+    assert swapped.read_as_a_whole.endswith("its longest span has 5 of its 14 tokens. 0 of its 2 "
+                                            "sentences were read as a whole.")  # fmt: skip
+    for found, times, longest in ((true, "6 times", 7), (swapped, "never", 5)):
+        html = text_html(found)
+        assert f"<p>{found.read_as_a_whole} A coloured part ends" in html
+        for one in found.sentences:
+            places = one.places
+            cells = (one.text, 7, times, places, longest)
+            assert f"<tr>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>" in html
+        n = found.n_sentences_read
+        assert (
+            f"<strong>never<small>longest span: {longest} of its 14 tokens; {n} of its 2 "
+            "sentences read as a whole</small></strong>"
+        ) in html
+
+
+def test_a_text_that_was_read_as_a_whole_is_said_to_be(run):
+    found = report.trace_for_page(run, QUOTED, minimum=3)
+    assert found.read_as_a_whole == "As a whole, the text was read 6 times."
+    assert (found.whole.places, found.whole.longest, found.whole.n_tokens) == (3, 6, 6)
+    assert "<strong>6 times<small>longest span: 6 of its 6 tokens</small>" in text_html(found)
+    unread = report.trace_for_page(replace(run, steps_done=0), QUOTED, minimum=3)
+    assert "stands in 3 places of the training text, but this run has not" in text_html(unread)
+    assert "<strong>not by this run<small>" in text_html(unread)
+
+
+def test_a_sentence_in_which_colours_change_may_have_been_read_as_a_whole(make_store, make_run):
+    """The longer span takes the begin of a sentence that another span holds whole."""
+    store = make_store([*FILLER, "we went home . they ride to", "they ride to Belmar ."])
+    token_index.build(store)
+    text = "went home . they ride to Belmar ."
+    found = report.trace_for_page(make_run(store), text, minimum=3)
+    parts = [(one["href"], one["text"]) for one in Links(text_html(found)).found]
+    assert ("#span-1", "they ride to") in parts
+    assert ("#span-2", " Belmar .") in parts
+    assert [one.places for one in found.sentences] == [1, 1]
+    assert found.whole.places == 0
+
+
+def test_the_page_gives_n_of_its_controls_and_who_chose_the_shortest_length(run):
+    found = report.trace_for_page(run, SAID)
+    html = text_html(found)
+    shuffled = found.at_minimum(found.chance.shuffled)
+    assert f"[{shuffled.low:.0%}, {shuffled.high:.0%}] of shuffled text (n = 50), against" in html
+    assert "at which 50 shuffled texts have on average at most 5 %" in html
+    assert "Reported are 50 others, which did not choose that length" in html
+    rows = re.findall(r"<td>\d+</td><td>\d+%</td><td>(.*?)</td>", html)
+    assert len(rows) == len(found.chance.lengths)
+    assert all(re.fullmatch(r"\d+% \[\d+%, \d+%\]", one) for one in rows)
+    tables = html.split("<table>")[:-1]
+    assert all(before.endswith('<div class="wide">') for before in tables)
 
 
 def test_the_prompt_is_slanted(run):

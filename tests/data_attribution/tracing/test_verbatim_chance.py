@@ -7,8 +7,9 @@ import pytest
 
 from data_attribution import token_index, tracing
 from data_attribution.errors import QueryError
+from data_attribution.token_index import TokenIndex
 from tests.worlds.known import known
-from train.statistics import mean_interval
+from train.statistics import mean_interval, wilson
 
 
 FILLER = [f"the moon is over the n{k} of the sea ." for k in range(20)]
@@ -46,12 +47,50 @@ def test_the_share_of_a_text_at_each_length_is_that_of_brute_force(index):
 def test_the_shortest_length_is_the_first_that_shuffled_text_seldom_has(index):
     text = " ".join([FILLER[0], QUOTED, FILLER[3], "Belmar is cold ."])
     found = tracing.spans_by_chance(index, text, draws=20)
-    shares = {n: one.value for n, one in zip(found.lengths, found.shuffled, strict=True)}
-    assert shares[found.minimum] <= 0.05 < shares[found.minimum - 1]
+    ids = index.store.tokenizer.encode(text)
+    generator = np.random.Generator(np.random.Philox(key=0))
+    generator.integers(1, size=40)
+    shuffled = [index.store.tokenizer.decode(generator.permutation(ids)).split() for _ in range(40)]
+    shares = np.array([[share_by_hand(row, n) for n in found.lengths] for row in shuffled])
+    choosing, reported = shares[:20].mean(axis=0), shares[20:].mean(axis=0)
+    assert choosing[found.minimum - 1] <= 0.05 < choosing[found.minimum - 2]
+    assert [one.value for one in found.shuffled] == pytest.approx(reported.tolist())
+    assert choosing.tolist() != pytest.approx(reported.tolist())
+    assert (found.n_choosing, found.n) == (20, 20)
     # The text, which was put together from the corpus, is there almost whole.
     assert found.text[found.minimum - 1] > 0.9
     again = tracing.spans_by_chance(index, text, draws=20)
     assert again == found != tracing.spans_by_chance(index, text, draws=20, seed=1)
+
+
+def test_the_share_that_is_reported_is_not_that_of_the_texts_that_chose(index, monkeypatch):
+    """Here nothing of the choosing texts is found, and each of the others stands there whole."""
+    search = TokenIndex.maximal_spans_each
+
+    def planted(self, texts, **options):
+        if len(texts) == 1:
+            return search(self, texts, **options)
+        (whole,) = search(self, [QUOTED])[0]
+        return [[] if k < 4 else [whole] for k in range(len(texts))]
+
+    monkeypatch.setattr(TokenIndex, "maximal_spans_each", planted)
+    found = tracing.spans_by_chance(index, QUOTED, draws=4)
+    assert found.minimum == 1
+    assert found.shuffled[0].value == 1
+
+
+def test_every_row_has_an_interval_also_where_all_texts_have_the_same_share(index):
+    """Of 50 texts none differs, so at most Wilson's 7.1 % of all such texts do."""
+    found = tracing.spans_by_chance(index, "the moon is over the sea . Belmar is cold .")
+    assert found.n == found.n_choosing == 50
+    assert wilson(0.0, 50)[1] == pytest.approx(0.0713, abs=1e-4)
+    first, last = found.shuffled[0], found.shuffled[-1]
+    assert (first.value, first.low, first.high) == pytest.approx((1, 1 - 0.0713, 1), abs=1e-4)
+    assert (last.value, last.low, last.high) == pytest.approx((0, 0, 0.0713), abs=1e-4)
+    for one in found.shuffled:
+        assert known(one.low) <= one.value <= known(one.high)
+    single = tracing.spans_by_chance(index, QUOTED, draws=1).shuffled[0]
+    assert (single.low, single.high) == (None, None)
 
 
 def test_held_out_text_is_a_control_and_never_the_training_text(make_store):
@@ -86,7 +125,7 @@ def halves(make_store):
 def test_more_draws_of_the_same_held_out_documents_do_not_narrow_the_interval(halves):
     """In 5 of 12 tokens any such text is in spans of five; draws that overlap would deny it."""
     index, made, quoted = halves
-    few, many = (tracing.spans_by_chance(index, made[1], draws=draws) for draws in (20, 400))
+    few, many = (tracing.spans_by_chance(index, made[1], draws=draws) for draws in (20, 80))
     assert few.n_held_out == many.n_held_out == len(quoted)
     shares = quoted * 5 / 6
     for found in (few.held_out[4], many.held_out[4]):
