@@ -14,6 +14,7 @@ here they use more prompts.
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from interp import behaviours, patching
 from interp.behaviours import Behaviour
@@ -67,7 +68,21 @@ def score_analysis(behaviour: Behaviour) -> Analysis:
         MonitorScore(value=1.0, error=0.0, n=64)
     """
     asked = {"behaviour": behaviour.name, "behaviour_sha256": behaviour.sha256}
-    return Analysis(f"score:{behaviour.name}", _scores([_asked(behaviour)]), asked)
+    measure, n = _scores([_asked(behaviour)]), max(behaviour.cases) + 1
+
+    def of_cases(model: GPT, step: int) -> dict[str, MonitorScore]:
+        # A task knows prompts and no groups of them: a mean is as sure as one of so many cases.
+        return {
+            name: replace(one, error=_error(one, n), n=n)
+            for name, one in measure(model, step).items()
+        }
+
+    return Analysis(f"score:{behaviour.name}", of_cases if behaviour.groups else measure, asked)
+
+
+def _error(score: MonitorScore, n: int) -> float | None:
+    """Return the standard error of a mean of n cases."""
+    return None if n < 2 or score.error is None else score.error * (score.n / n) ** 0.5
 
 
 def heads_analysis(
@@ -98,7 +113,7 @@ def heads_analysis(
         return patching.heads(model, behaviour, direction=direction)
 
     asked = {"behaviour": behaviour.name, "behaviour_sha256": behaviour.sha256}
-    if max(behaviour.distinct) + 1 < FEW:
+    if max(behaviour.cases) + 1 < FEW:
         asked["refused_by"] = "accuracy"  # rows of versions that refused by the interval are others
     return Analysis(
         f"heads:{behaviour.name}", measure, {**asked, "direction": direction, "seed": seed}
