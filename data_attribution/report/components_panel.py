@@ -37,8 +37,9 @@ def components_panel(found: BehaviourResults) -> Panel:
     body = (
         "<p>The model reads the comparison prompt, and one part of it is given the value that it "
         "had on the real prompt. A cell is the share of the difference between answer and foil "
-        f"that comes back: 0 is nothing, 1 is all of it. Parts that work one after the other each "
-        f"bring the same difference back, so shares need not add up to 1. {_counted(heads, case)}</p>"
+        "that comes back: 0 is nothing, 1 is all of it. Parts that work one after the other each "
+        "bring the same difference back, so shares need not add up to 1. "
+        f"{_counted(heads, case)}</p>"
         '<div class="pair"><div>'
         + _grid(found)
         + command(found.command("patch", "--over heads"), found.command("patch", "--over mlps"))

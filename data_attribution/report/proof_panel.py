@@ -83,7 +83,8 @@ def _limits(found: BehaviourResults) -> str:
         "If random documents had the same effect, it would be that of any removal.",
         "Another seed can put the same work into other heads: a head is found by its effect, not "
         "by its number.",
-        f"There is one {found.behaviour.case_name}, so how far another wording would move the numbers is unknown."
+        f"There is one {found.behaviour.case_name}, so how far another wording would move the "
+        "numbers is unknown."
         if found.check.n < 2
         else "Other prompts would give other numbers; the 95 % intervals say how far, for prompts "
         f"of this kind ({count(found.check.n, found.behaviour.case_name)} here).",
