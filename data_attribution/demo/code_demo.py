@@ -194,6 +194,10 @@ class CodeDemo:
         """Return the sources that were removed: the first, as many as hold the lines."""
         return self.sources.top(len(self.holders))
 
+    def file_of(self, document: int) -> str:
+        """Return the name of a document's file, such as `json/decoder.py`."""
+        return self.run.store.document(document).shard
+
     @property
     def behaviour_file(self) -> Path:
         """Return the path of the saved behaviour, as `--out` of a command and `load` have it."""

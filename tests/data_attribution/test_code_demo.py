@@ -9,6 +9,7 @@ import re
 from collections import Counter
 from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -27,7 +28,7 @@ from data_attribution.demo.code_lines import (
     line_foils,
     line_readings,
 )
-from data_attribution.report import code_page, demo_page
+from data_attribution.report import code_page, copying_sections, demo_page
 from interp import behaviours
 from interp.behaviours import Baselines, Behaviour, Check
 from interp.patching import Effects
@@ -309,12 +310,12 @@ def demo_of(scores: list[float], accuracy: float = 0.9) -> CodeDemo:
         document=files.__getitem__,
         tokenizer=SimpleNamespace(decode=lambda ids: " ".join(map(str, ids))),
     )
-    run = SimpleNamespace(store=store, steps=steps, path="runs/stdlib")
+    run = SimpleNamespace(store=store, steps=steps, path=Path("runs/stdlib"))
     return fake(CodeDemo, run=run, formation=formation, copying=copying)
 
 
 def test_the_head_that_formed_is_named_with_its_window_and_what_was_read_in_it():
-    section = code_page.formation_section(demo_of([0.01, 0.05, 0.15, 0.25, 0.3])).body
+    section = copying_sections.formation_section(demo_of([0.01, 0.05, 0.15, 0.25, 0.3])).body
     assert "L2H0 is the induction head, with a score of 0.30 [0.29, 0.31]" in section
     assert "between steps 100 and 300" in section
     assert "2 of the 3 files were read" in section
@@ -325,7 +326,7 @@ def test_the_head_that_formed_is_named_with_its_window_and_what_was_read_in_it()
 
 
 def test_a_rise_that_was_not_measured_has_no_window_and_no_files():
-    section = code_page.formation_section(demo_of([0.2, 0.25, 0.3])).body
+    section = copying_sections.formation_section(demo_of([0.2, 0.25, 0.3])).body
     assert "the time at which it formed is not known" in section
     assert "files were read" not in section
 
@@ -351,7 +352,7 @@ def test_a_run_of_another_training_in_its_folder_is_no_formation(monkeypatch, tm
 
 
 def test_heads_are_shown_by_their_effect_beside_the_untrained_model():
-    section = code_page.copying_section(demo_of([0.3])).body
+    section = copying_sections.copying_section(demo_of([0.3])).body
     first, second = (section.index(f"<td>{name}</td>") for name in ("L0H1", "L0H0"))
     assert first < second
     assert "<td>L0H1</td><td>0.70 [0.60, 0.80]</td><td>-0.02</td>" in section
@@ -449,11 +450,12 @@ def _check(page: str, folder) -> None:
         files = [store.document(document).shard for document in (one[0].document, *one[0].holders)]
         assert f"<td>{files[0]}</td><td>{len(one)}</td>" in page
         assert all(file in page for file in files)
-    n = sum(map(len, groups))
+    n = max(groups_of([line for group in groups for line in group])) + 1
+    counted = f"{n} prompt group{'s' * (n > 1)}"
     _check_that_the_panels_tell_one_story(text, run, [line for one in groups for line in one])
     (numbers,) = re.findall(
         rf"Their whole second halves: ([+-]\d\.\d+) \[([+-]\d\.\d+), ([+-]\d\.\d+)\] "
-        rf"nats a token on {n} prompts\.",
+        rf"nats a token on {counted}\.",
         text,
     )
     mean, low, high = map(float, numbers)
@@ -471,8 +473,11 @@ def _check_that_the_panels_tell_one_story(page: str, run: Run, lines: list[Known
     panels = re.findall(r'<section class="panel" id="([a-z-]+)".*?</section>', page, re.DOTALL)
     assert panels[:4] == ["behaviour", "components", "documents", "proof"]
     story = page[page.index('id="behaviour"') : page.index('id="run"')]
-    n = len(lines)
-    assert f"n = {n} prompts" in story
+    n = max(groups_of(lines)) + 1
+    counted = f"{n} prompt group{'s' * (n > 1)}"
+    assert saved.cases == [*groups_of(lines)]
+    assert f"n = {counted}" in story
+    assert f"n = {len(lines)} prompts" not in story
     assert f"openbook behaviours {run.path} {file}" in story
     assert f"openbook patch {run.path} {file} --over heads" in story
     assert f'openbook trace sentence {run.path} "$(cat {run.path}/known-lines.txt)"' in story
@@ -483,4 +488,4 @@ def _check_that_the_panels_tell_one_story(page: str, run: Run, lines: list[Known
     assert f"{run.path} code-copy" not in story
     assert f"On {n} prompts" not in story
     # The first row of the proof is of the behaviour, with as many prompts.
-    assert re.search(rf"<td>known-lines</td>.*?n = {n} prompts", story)
+    assert re.search(rf"<td>known-lines</td>.*?n = {n} cases", story)
