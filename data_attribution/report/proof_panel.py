@@ -102,7 +102,8 @@ def _counterfactual(found: BehaviourResults, proof: storage.JsonObject) -> tuple
     verdict, mark = _verdict(first)
     case = found.behaviour.case_name
     # Other questions may count prompts where this one counts groups of them.
-    cases = "prompts" if case == "prompt" else "cases (prompts or prompt groups)"
+    cases = "prompts" if case == "prompt" else "cases"
+    over = cases if case == "prompt" else f"cases (prompts, or {case}s)"
     change = measured(
         first["effect"],
         first["low"],
@@ -140,7 +141,7 @@ def _counterfactual(found: BehaviourResults, proof: storage.JsonObject) -> tuple
                 )
                 for one in effects
             ],
-            caption=f"95 % intervals over {cases} and controls; one initial seed",
+            caption=f"95 % intervals over {over} and controls; one initial seed",
         )
         + command(found.command("counterfactual", _without(found, proof)))
     )  # fmt: skip

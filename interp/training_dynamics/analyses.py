@@ -32,6 +32,7 @@ __all__ = ["analysis", "behaviour_tasks", "heads_analysis", "score_analysis"]
 
 WATCHED_PROMPTS = 16
 FEW = 4  # prompts; of fewer no 95 % interval of an accuracy lies above one half
+FEW_GROUPS = 10  # of fewer, the interval lies above one half only if nearly all prompts are right
 
 
 def analysis(name: str, run: Run, *, n_prompts: int = 64, seed: int = 0) -> Analysis:
@@ -93,17 +94,20 @@ def heads_analysis(
     An effect is a share of the clean-corrupt difference, which is undefined if that difference may
     be zero. Checkpoints are therefore analysed only if the 95 % interval of their accuracy lies
     above one half; at the others the analysis raises a CapabilityError, which `over_training`
-    records. Of fewer than four prompts no interval can lie above one half: then the accuracy
-    itself must, and the effects say that they have few prompts or no interval.
+    records. Of fewer than four prompts no interval can lie above one half, and of fewer than
+    ten groups it hardly can: then the accuracy itself must, and the effects say that they have few
+    prompts or no interval.
 
     Examples:
         >>> training_dynamics.heads_analysis(ioi).measure(model, 2100).top(1)
         [L0H1 0.907]
     """
 
+    few = max(behaviour.cases) + 1 < (FEW_GROUPS if behaviour.groups else FEW)
+
     def measure(model: GPT, step: int) -> patching.Effects:
         check = behaviours.measure(model, behaviour)
-        least = check.accuracy if check.n < FEW else check.interval[0]
+        least = check.accuracy if few else check.interval[0]
         if least <= 0.5:
             raise CapabilityError(
                 f"the model does not do {behaviour.name!r} at step {step}: accuracy "
@@ -113,7 +117,7 @@ def heads_analysis(
         return patching.heads(model, behaviour, direction=direction)
 
     asked = {"behaviour": behaviour.name, "behaviour_sha256": behaviour.sha256}
-    if max(behaviour.cases) + 1 < FEW:
+    if few:
         asked["refused_by"] = "accuracy"  # rows of versions that refused by the interval are others
     return Analysis(
         f"heads:{behaviour.name}", measure, {**asked, "direction": direction, "seed": seed}

@@ -488,4 +488,4 @@ def _check_that_the_panels_tell_one_story(page: str, run: Run, lines: list[Known
     assert f"{run.path} code-copy" not in story
     assert f"On {n} prompts" not in story
     # The first row of the proof is of the behaviour, with as many prompts.
-    assert re.search(rf"<td>known-lines</td>.*?n = {n} cases", story)
+    assert re.search(rf"<td>known-lines</td>.*?n = {n} case", story)
