@@ -8,6 +8,7 @@ called one.
 
 from html import escape
 from pathlib import Path
+from shlex import quote
 
 from data_attribution.counterfactuals import Change
 from data_attribution.demo import CodeDemo, Formation, HeadEffects, KnownLine, line_readings
@@ -115,7 +116,8 @@ def _story(demo: CodeDemo) -> BehaviourResults:
     return gather(
         demo.run,
         completing.behaviour,
-        named=shell_path(demo.behaviour_file),
+        # Some commands hold it inside a word, `heads:FILE`, where a shell reads no `~`.
+        named=quote(str(demo.behaviour_file)),
         traced=_traced(demo),
         by_head=completing.effects,
         sources=demo.sources,

@@ -61,7 +61,7 @@ class Ablation(Result):
         intact: Mean score of the unchanged model.
         accuracy: Share of prompts on which the answer still beats its foil, per set.
         intact_accuracy: That share for the unchanged model.
-        n_prompts: Number of distinct prompts.
+        n_prompts: Number of distinct prompts, or of groups of them (`Behaviour.cases`).
         standin: Stand-in for the removed components: zero, mean, resample or corrupt.
         draws: Number of finished draws when resampling; 1 otherwise.
         metric: Name of the metric that was scored.
