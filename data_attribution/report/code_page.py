@@ -156,8 +156,8 @@ def _grouped(demo: CodeDemo) -> str:
         "Lines that share a file, the held-out one or one that was read, say much the same. So "
         f"they are one prompt group: {count(len(demo.lines), 'line')} in {count(n, 'group')} are "
         f"{count(n, 'case')} of every interval here, which is wide if they are few. Shares of "
-        "right answers and of patching are of all lines; changes by retraining are means in which "
-        "each group counts once."
+        "right answers and of patching are of all lines; logit differences and changes by "
+        "retraining are means in which each group counts once."
     )
 
 
