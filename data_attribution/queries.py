@@ -52,6 +52,7 @@ class Query:
         tokens: The prompts.
         metric: Function of a forward pass that gives one number per prompt.
         apart: Whether equal prompts count as separate cases, as the windows of one text do.
+        groups: Group of each prompt, if prompts of a group are one case (`Behaviour.groups`).
 
     Examples:
         >>> query = queries.query_of_behaviour(fact)
@@ -65,6 +66,7 @@ class Query:
     tokens: Int[Tensor, "prompt pos"]
     metric: Metric
     apart: bool = False
+    groups: tuple[int, ...] = ()
 
     __repr__ = short_repr
 
@@ -75,7 +77,12 @@ class Query:
 
     @property
     def cases(self) -> Int64[np.ndarray, " prompt"]:
-        """Return the case of each prompt, from 0; equal prompts share one unless `apart`."""
+        """Return the case of each prompt, from 0: its group, if there are groups.
+
+        Otherwise equal prompts share one unless `apart`.
+        """
+        if self.groups:
+            return np.unique(self.groups, return_inverse=True)[1]
         return np.arange(len(self.tokens)) if self.apart else n_prompts(self.tokens)
 
 
@@ -96,7 +103,8 @@ def query_of_behaviour(behaviour: Behaviour, metric: MetricLike = None) -> Query
         >>> queries.query_of_behaviour(ioi, "probability").unit
         'probability'
     """
-    return Query(behaviour.name, behaviour.clean, metrics.resolve(metric, behaviour))
+    read = metrics.resolve(metric, behaviour)
+    return Query(behaviour.name, behaviour.clean, read, groups=behaviour.groups)
 
 
 def query_of_text(
@@ -157,18 +165,20 @@ def query_of_continuations(
     eot: int,
     *,
     name: str,
+    groups: Sequence[int] = (),
 ) -> Query:
     """Return the query for the mean log-probability of each continuation after its context.
 
     Every prompt is an end-of-text token, the context and the continuation, and counts as one case,
-    however long its continuation is.
+    however long its continuation is; with groups, a group does.
 
     Args:
         pairs: Token ids of a context and of its continuation, for each prompt.
         eot: The end-of-text token.
+        groups: Group of each pair, if pairs of a group are one case.
 
     Raises:
-        QueryError: There is no pair, or a continuation is empty.
+        QueryError: There is no pair, a continuation is empty, or groups are not as many as pairs.
 
     Examples:
         >>> ids = run.tokenizer.encode("the capital of runethi is koreskul").tolist()
@@ -179,6 +189,10 @@ def query_of_continuations(
     """
     if not pairs or not all(len(continuation) for _, continuation in pairs):
         raise QueryError(f"{name!r} holds no continuation that could be probable; give one or more")
+    if groups and len(groups) != len(pairs):
+        raise QueryError(
+            f"{name!r} has {len(pairs)} continuations and {len(groups)} groups; give each its group"
+        )
     rows = [[eot, *map(int, context), *map(int, continuation)] for context, continuation in pairs]
     width = max(map(len, rows)) - 1
     tokens = torch.full((len(rows), width), eot)
@@ -196,7 +210,7 @@ def query_of_continuations(
         return -losses.sum(dim=1) / (wanted != IGNORED).sum(dim=1)
 
     metric = Metric("log-probability of the continuation", "nats a token", score, positions=None)
-    return Query(name, tokens, metric, apart=True)
+    return Query(name, tokens, metric, apart=True, groups=tuple(groups))
 
 
 def query_for(

@@ -18,6 +18,7 @@ from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -31,7 +32,7 @@ from interp.results import Provenance, Result, provenance
 from train import storage
 from train.model import Hook, HookedModule
 from train.progress import count
-from train.statistics import Average, n_prompts, over_prompts
+from train.statistics import Average, over_prompts
 
 
 if TYPE_CHECKING:
@@ -326,7 +327,7 @@ def curve(
     drawn = torch.randn(n_random, len(vector.values), generator=generator, dtype=torch.float32)
     drawn *= vector.values.norm() / drawn.norm(dim=1, keepdim=True)
     others = [replace(vector, values=direction) for direction in drawn]
-    prompts = n_prompts(behaviour.clean)
+    prompts = np.array(behaviour.cases)
     start, moved = _changes(model, behaviour, vector, coefficients, positions)
     control = torch.stack(
         [_changes(model, behaviour, one, coefficients, positions)[1].mean(dim=1) for one in others],
@@ -335,7 +336,7 @@ def curve(
     aside = None
     if unrelated is not None:
         changes = _changes(model, unrelated, vector, coefficients, positions)[1]
-        aside = over_prompts(changes.numpy(), n_prompts(unrelated.clean))
+        aside = over_prompts(changes.numpy(), np.array(unrelated.cases))
     return SteeringEffects(
         coefficients=tuple(float(one) for one in coefficients),
         effect=over_prompts(moved.numpy(), prompts),

@@ -328,6 +328,7 @@ def learned_by_heart(golden: Path, aside: Path) -> Said:
     results = {
         "behaviour": behaviour,
         "behaviour_of_several": of_several(behaviour),
+        "behaviour_of_groups": of_groups(behaviour),
         "circuit": circuit,
         "sources": attribution.documents(run, behaviour, limit=5),
         **of_patching(run, behaviour),
@@ -363,6 +364,11 @@ def of_several(behaviour: Behaviour) -> Behaviour:
     """The same with two answers of each prompt, weighted: its own value, and the one after next."""
     several = zip(behaviour.answer.tolist(), behaviour.answer.roll(2).tolist(), strict=True)
     return replace(behaviour, answers=tuple({own: 2.0, other: 0.5} for own, other in several))
+
+
+def of_groups(behaviour: Behaviour) -> Behaviour:
+    """The same with every two prompts in a group."""
+    return replace(behaviour, groups=tuple(row // 2 for row in range(behaviour.n_prompts)))
 
 
 def of_patching(run: Run, behaviour: Behaviour) -> dict[str, Any]:

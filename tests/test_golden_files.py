@@ -57,6 +57,7 @@ RESULTS: dict[str, tuple[Callable[[Path], Any], tuple[str, ...]]] = {
     "alignment": (Alignment.load, ("place", "accuracy", "basis", "n_test", *OF_ORIGIN)),
     "behaviour": (behaviours.read, ("name", "clean", "answer", "candidates", "sha256")),
     "behaviour_of_several": (behaviours.read, ("name", "answers", "foils", "sha256")),
+    "behaviour_of_groups": (behaviours.read, ("name", "groups", "cases", "sha256")),
     "bound": (Bound.load, ("places", "upper", "value", "together", "draws", *OF_ORIGIN)),
     "circuit": (Circuit.load, ("edges", "worth", "faithfulness", "checks.exact", *OF_ORIGIN)),
     "circuit.mib": (circuits.read_mib, ("graph", "worth", "kept", "nodes")),

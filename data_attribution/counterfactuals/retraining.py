@@ -43,7 +43,7 @@ from train.model import GPT
 from train.progress import Progress, count
 from train.runs import Run
 from train.short_repr import short_repr
-from train.statistics import mean_interval, n_prompts, wilson
+from train.statistics import mean_interval, wilson
 
 
 __all__ = ["CONTROLS", "Counterfactual", "Measured", "Score", "compare", "retrain", "without"]
@@ -56,9 +56,10 @@ Answers = Float[np.ndarray, "_"]  # by prompt; queries have any number of prompt
 
 @dataclass(frozen=True)
 class Score:
-    """The performance of one model on one behaviour, by distinct clean prompt.
+    """The performance of one model on one behaviour, by case: a distinct clean prompt, or a group.
 
-    A single fact is one prompt, however many corrupt prompts it has: it counts once.
+    A single fact is one prompt, however many corrupt prompts it has: it counts once. So does a
+    group of prompts (`Behaviour.cases`), with the mean over its prompts.
 
     Attributes:
         recall: Whether the answer is first among the candidates (or in the vocabulary), 0 or 1; for
@@ -452,7 +453,7 @@ def _score(behaviour: Behaviour, model: GPT) -> Score:
     place = {token: index for index, token in enumerate(allowed)}
     answers = [place[token] for token in behaviour.answer.tolist()]
     log_probs = last[:, allowed].log_softmax(-1)[row, answers]
-    prompts = n_prompts(behaviour.clean)
+    prompts = np.array(behaviour.cases)
     recall, log_prob, difference = (
         effect_size.by_prompt(values.double().numpy(), prompts)
         for values in (right, log_probs, behaviour.score(logits))

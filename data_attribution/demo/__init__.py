@@ -11,12 +11,14 @@ if TYPE_CHECKING:
         Completion,
         Formation,
         HeadEffects,
-        KnownLine,
         finished_formation,
         formation_of,
-        line_readings,
         plan_code,
         play_code,
+    )
+    from data_attribution.demo.code_lines import (
+        KnownLine,
+        line_readings,
     )
     from data_attribution.demo.planted_demo import (
         Circuit,

@@ -95,19 +95,20 @@ def provenance(found: BehaviourResults) -> list[tuple[str, str]]:
 def _behaviour(found: BehaviourResults) -> Panel:
     check, first = found.check, found.examples[0]
     low, high = check.interval
-    right = measured(check.accuracy, low, high, n=check.n)
+    of = f"{found.behaviour.case_name}s"
+    right = measured(check.accuracy, low, high, n=check.n, of=of)
     numbers = table(
         ("", "measured"),
         [
             (_what_is_right(found), right),
             (
                 "its answer is the first of all words",
-                measured(check.top1, *wilson(check.top1, check.n), n=check.n),
+                measured(check.top1, *wilson(check.top1, check.n), n=check.n, of=of),
             ),
             (
                 "answer against foil (the wrong answer beside it), logit difference"
                 f"{_over_foils(found)}",
-                measured(*_ends(found.score), n=check.n, unit="nats"),
+                measured(*_ends(found.score), n=check.n, of=of, unit="nats"),
             ),
         ],
     )
@@ -136,7 +137,7 @@ def _ends(one: Estimate) -> tuple[float, float | None, float | None]:
 
 def _over_foils(found: BehaviourResults) -> str:
     """Return over how many foils a prompt's number is a mean, if there are several."""
-    several, n = found.behaviour.n_prompts, found.check.n
+    several, n = found.behaviour.n_prompts, max(found.behaviour.distinct) + 1
     if several == n:
         return ""
     return f", mean over {several // n if several % n == 0 else f'{several / n:.1f}'} foils"

@@ -34,7 +34,7 @@ from train.model import GPT
 from train.progress import Progress, count
 from train.runs import LedgerRow, Run
 from train.short_repr import short_repr
-from train.statistics import Estimate, mean_interval, n_prompts
+from train.statistics import Estimate, mean_interval
 
 
 __all__ = ["BehaviourResults", "Example", "gather", "read_proof"]
@@ -358,9 +358,9 @@ def _refuse_other(proof: storage.JsonObject | Forgetting, run: Run, question: st
 
 @torch.inference_mode()
 def _score(model: GPT, behaviour: Behaviour) -> Estimate:
-    """Return the mean logit difference, with its interval over distinct prompts."""
+    """Return the mean logit difference, with its interval over cases."""
     logits = torch.cat([model(some)[:, -1:] for some in behaviour.clean.split(16)])
-    scores, prompts = behaviour.score(logits).double().numpy(), n_prompts(behaviour.clean)
+    scores, prompts = behaviour.score(logits).double().numpy(), np.array(behaviour.cases)
     by_prompt = np.bincount(prompts, weights=scores) / np.bincount(prompts)
     low, high = mean_interval(by_prompt) or (None, None)
     return Estimate(float(by_prompt.mean()), low, high)

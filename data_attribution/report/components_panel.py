@@ -32,12 +32,14 @@ def components_panel(found: BehaviourResults) -> Panel:
             answer="not measured<small>patching was refused, for the reason below</small>",
         )
     heads = found.heads
-    name, share, measured_on = best_head(heads)
+    case = found.behaviour.case_name
+    name, share, measured_on = best_head(heads, case)
     body = (
         "<p>The model reads the comparison prompt, and one part of it is given the value that it "
         "had on the real prompt. A cell is the share of the difference between answer and foil "
-        f"that comes back: 0 is nothing, 1 is all of it. Parts that work one after the other each "
-        f"bring the same difference back, so shares need not add up to 1. {_counted(heads)}</p>"
+        "that comes back: 0 is nothing, 1 is all of it. Parts that work one after the other each "
+        "bring the same difference back, so shares need not add up to 1. "
+        f"{_counted(heads, case)}</p>"
         '<div class="pair"><div>'
         + _grid(found)
         + command(found.command("patch", "--over heads"), found.command("patch", "--over mlps"))
@@ -53,8 +55,8 @@ def components_panel(found: BehaviourResults) -> Panel:
     )
 
 
-def best_head(heads: Effects) -> tuple[str, str, str]:
-    """Return the head with the largest effect, the effect, and on which prompts it was measured.
+def best_head(heads: Effects, case: str = "prompt") -> tuple[str, str, str]:
+    """Return the head with the largest effect, the effect, and on which cases it was measured.
 
     The interval of the largest of many is too narrow, so the head is chosen on one half of the
     prompts and measured on the other half, if there are enough.
@@ -66,10 +68,10 @@ def best_head(heads: Effects) -> tuple[str, str, str]:
         return (
             name,
             measured(share.value, share.low, share.high),
-            f"measured on {count(others, 'prompt')} and chosen on {half} others",
+            f"measured on {count(others, case)} and chosen on {half} others",
         )
     name = heads.top(1)[0]
-    return name, _effect(heads, name), f"n = {count(heads.n_prompts, 'prompt')}"
+    return name, _effect(heads, name), f"n = {count(heads.n_prompts, case)}"
 
 
 def _others(heads: Effects, mlps: Effects | None, name: str) -> str:
@@ -87,10 +89,10 @@ def _effect(effects: Effects, name: str) -> str:
     return measured(effects[name], *(effects.interval(name) or (None, None)))
 
 
-def _counted(heads: Effects) -> str:
+def _counted(heads: Effects, case: str) -> str:
     if heads.n_prompts == 1:
-        return "There is one prompt, so no share has an interval."
-    return f"{heads.n_prompts} prompts; 95 % intervals over prompts."
+        return f"There is one {case}, so no share has an interval."
+    return f"{count(heads.n_prompts, case)}; 95 % intervals over {case}s."
 
 
 def detailed_heads(found: BehaviourResults) -> list[str]:
@@ -165,7 +167,12 @@ def _head(found: BehaviourResults, name: str, *, opened: bool) -> str:
     rows = [
         (
             "share that comes back",
-            measured(heads[name], *(heads.interval(name) or (None, None)), n=heads.n_prompts),
+            measured(
+                heads[name],
+                *(heads.interval(name) or (None, None)),
+                n=heads.n_prompts,
+                of=f"{found.behaviour.case_name}s",
+            ),
         )
     ]
     for kind, scores in found.kinds.items():
@@ -191,7 +198,8 @@ def _mlp(found: BehaviourResults, name: str) -> str:
     mlps = found.mlps
     assert mlps is not None
     bounds = mlps.interval(name) or (None, None)
-    rows = [("share that comes back", measured(mlps[name], *bounds, n=mlps.n_prompts))]
+    of = f"{found.behaviour.case_name}s"
+    rows = [("share that comes back", measured(mlps[name], *bounds, n=mlps.n_prompts, of=of))]
     return (
         f'<details id="{part_key(name)}"><summary>{shown(name)}: {mlps[name]:.2f}</summary>'
         f"<h3>{shown(name)}</h3>{table(('', 'measured'), rows)}"

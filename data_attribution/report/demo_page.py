@@ -14,7 +14,7 @@ from data_attribution.counterfactuals import STAYS
 from data_attribution.demo import Demo
 from data_attribution.report import behaviour_page, page, svg, text
 from data_attribution.report.behaviour_results import BehaviourResults, gather
-from data_attribution.report.code_page import formation_figure
+from data_attribution.report.copying_sections import formation_figure
 from data_attribution.report.demo_parts import loss_curve, number, run_facts, share, verification
 from data_attribution.report.page import Panel
 from data_attribution.report.svg import Bar, Line

@@ -386,7 +386,7 @@ def _emergence(found: BehaviourResults) -> str:
         (f"{step:,}", *(point_text(by_step[step].get(name)) for name in names))
         for step in scores.steps
     ]
-    n = max((one.n or 0 for one in scores.points), default=0)
+    n, case = max((one.n or 0 for one in scores.points), default=0), found.ranked_for.case_name
     said = ""
     name = f"{found.ranked_for.name} logit difference"
     if name in names and len(scores.curve(name)) > 1:
@@ -395,12 +395,12 @@ def _emergence(found: BehaviourResults) -> str:
             onset = scores.onset(name)
             said = (
                 f"<p>{shown(found.ranked_for.name)} went through half of its rise between steps "
-                f"{onset.before:,} and {onset.step:,} (n = {count(n, 'prompt')}). "
+                f"{onset.before:,} and {onset.step:,} (n = {count(n, case)}). "
                 f"{_read_until(found, onset.before, onset.step)}</p>"
             )
     name = found.bare_name if found.ranked_for is found.behaviour else found.ranked_for.name
     tail = f"{quote(f'score:{name}')} {found.options}".strip()
-    caption = f"n = {count(n, 'prompt')}; 95 % intervals over prompts"
+    caption = f"n = {count(n, case)}; 95 % intervals over {case}s"
     return (
         f"{said}<details><summary>the numbers of the figure</summary>"
         + table(("step", *names), rows, caption=caption)

@@ -83,10 +83,11 @@ def _limits(found: BehaviourResults) -> str:
         "If random documents had the same effect, it would be that of any removal.",
         "Another seed can put the same work into other heads: a head is found by its effect, not "
         "by its number.",
-        "There is one prompt, so how far another wording would move the numbers is unknown."
+        f"There is one {found.behaviour.case_name}, so how far another wording would move the "
+        "numbers is unknown."
         if found.check.n < 2
         else "Other prompts would give other numbers; the 95 % intervals say how far, for prompts "
-        f"of this kind ({count(found.check.n, 'prompt')} here).",
+        f"of this kind ({count(found.check.n, found.behaviour.case_name)} here).",
     ]
     items = "".join(f"<li>{shown(one)}</li>" for one in cases)
     return f"<h3>What would change this answer</h3><ul>{items}</ul>"
@@ -99,11 +100,16 @@ def _counterfactual(found: BehaviourResults, proof: storage.JsonObject) -> tuple
     first, n, controls = effects[0], len(proof["removed"]), len(proof["control"])
     random = "random" if _drawn(proof) else "other"
     verdict, mark = _verdict(first)
+    case = found.behaviour.case_name
+    # Other questions may count prompts where this one counts groups of them.
+    cases = "prompts" if case == "prompt" else "cases"
+    over = cases if case == "prompt" else f"cases (prompts, or {case}s)"
     change = measured(
         first["effect"],
         first["low"],
         first["high"],
         n=first["n"],
+        of=f"{case}s",
         unit=first["unit"],
         form="+.2f",
     )
@@ -115,7 +121,7 @@ def _counterfactual(found: BehaviourResults, proof: storage.JsonObject) -> tuple
         f"{count(controls, 'removal')} of as many {random} documents. "
         f"{_among(found, proof['removed'])}{'' if _drawn(proof) else NOT_RECORDED}</p>"
         '<div class="pair"><div>'
-        + (f"<h3>Before and after</h3>{_recalls(asked, random)}" if asked else "")
+        + (f"<h3>Before and after</h3>{_recalls(asked, random, case)}" if asked else "")
         + "</div><div><h3>What changed, and what stayed</h3>"
         + _changes(effects, random)
         + "</div></div>"
@@ -128,14 +134,14 @@ def _counterfactual(found: BehaviourResults, proof: storage.JsonObject) -> tuple
                     f"{one['after']:.2f}",
                     ", ".join(f"{one['before'] + moved:.2f}" for moved in one["controls"]) or "–",
                     measured(
-                        one["effect"], one["low"], one["high"], n=one["n"], unit=one["unit"],
-                        form="+.2f",
+                        one["effect"], one["low"], one["high"], n=one["n"], of=cases,
+                        unit=one["unit"], form="+.2f",
                     ),
                     _verdict(one)[0].lower(),
                 )
                 for one in effects
             ],
-            caption="95 % intervals over prompts and controls; one initial seed",
+            caption=f"95 % intervals over {over} and controls; one initial seed",
         )
         + command(found.command("counterfactual", _without(found, proof)))
     )  # fmt: skip
@@ -200,7 +206,7 @@ def _verdict(effect: storage.JsonObject) -> tuple[str, str]:
     return ("Proved for this run", "good") if effect["effect"] < 0 else ("The other way", "bad")
 
 
-def _recalls(rows: Sequence[storage.JsonObject], random: str) -> str:
+def _recalls(rows: Sequence[storage.JsonObject], random: str, case: str) -> str:
     names = {"full run": "before", "without the documents": "without them"}
     made = [
         Bar(
@@ -217,7 +223,9 @@ def _recalls(rows: Sequence[storage.JsonObject], random: str) -> str:
         [
             (
                 row["setting"],
-                measured(row["recall"], row["recall low"], row["recall high"], n=row["n"]),
+                measured(
+                    row["recall"], row["recall low"], row["recall high"], n=row["n"], of=f"{case}s"
+                ),
                 f"{row['log-prob']:.2f} nats",
             )
             for row in rows

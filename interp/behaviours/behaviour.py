@@ -16,7 +16,7 @@ Row i of `clean` and row i of `corrupt` are equally long, so position p means th
 
 import hashlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -56,9 +56,12 @@ SHAPE = {
     "tokenizer?": str,
     "answers?": [[[float]]],
     "foils?": [[[float]]],
+    "groups?": [int],
 }
-# The second is of a behaviour with several answers or foils, which older readers would not see.
+# The second is of a behaviour with several answers or foils, the third of one with groups, which
+# older readers would not see.
 SCHEMA, SCHEMA_OF_SEVERAL = "openbook.behaviour/1", "openbook.behaviour/2"
+SCHEMA_OF_GROUPS = "openbook.behaviour/3"
 TENSORS = ("clean", "corrupt", "answer", "foil")
 # Largest size of the logits of one forward pass. With GPT-2's vocabulary, the logits of 32 prompts
 # of 64 tokens would take 412 MB.
@@ -84,6 +87,8 @@ class Behaviour:
         answers: All answers of each prompt with their weights, if a prompt has several; otherwise
             (). `answer` is then one of the heaviest.
         foils: The same of the foils.
+        groups: Group of each prompt, if prompts of a group say much the same, such as lines of one
+            file: a group is then one case of every interval (`cases`). Otherwise ().
 
     Examples:
         >>> from interp.behaviours import Behaviour
@@ -103,6 +108,7 @@ class Behaviour:
     tokenizer: str = ""
     answers: tuple[Mapping[int, float], ...] = ()
     foils: tuple[Mapping[int, float], ...] = ()
+    groups: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         asked = f"behaviour {self.name!r}"
@@ -135,6 +141,7 @@ class Behaviour:
                 "ones, so nothing that happens between them can be measured"
             )
         self._check_span_and_candidates(asked)
+        self._check_groups(asked)
         for part in ("answer", "foil"):
             _check_weights(getattr(self, f"{part}s"), getattr(self, part), f"{asked}: {part}s")
         both = [row for row in range(self.n_prompts) if self.has_several and self._overlap(row)]
@@ -157,6 +164,22 @@ class Behaviour:
         if self.candidates and not tokens <= set(self.candidates):
             raise BehaviourError(
                 f"{asked} has {len(self.candidates)} candidates, and an answer that is none of them"
+            )
+
+    def _check_groups(self, asked: str) -> None:
+        if self.groups and len(self.groups) != self.n_prompts:
+            raise BehaviourError(
+                f"{asked} has {self.n_prompts} prompts and {len(self.groups)} groups; give each "
+                "prompt its group"
+            )
+        n_prompts, n_pairs = (
+            max(self.distinct) + 1,
+            len({*zip(self.distinct, self.cases, strict=True)}),
+        )
+        if n_pairs > n_prompts:
+            raise BehaviourError(
+                f"{asked}: {n_pairs - n_prompts} of {n_prompts} prompts stand in several groups; "
+                "give rows of one prompt one group"
             )
 
     meaning: ClassVar[str] = (
@@ -236,7 +259,7 @@ class Behaviour:
         parts = {name: getattr(self, name)[chosen] for name in TENSORS}
         several: dict[str, Any] = {
             name: tuple(getattr(self, name)[row] for row in chosen.tolist())
-            for name in ("answers", "foils")
+            for name in ("answers", "foils", "groups")
             if getattr(self, name)
         }
         return replace(self, **parts, **several)
@@ -245,10 +268,22 @@ class Behaviour:
     def distinct(self) -> list[int]:
         """Index of each row's clean prompt among the distinct ones, in order of first appearance.
 
-        Rows that repeat a prompt with other foils share an index: they are one case.
+        Rows that repeat a prompt with other foils share an index.
         """
-        seen: dict[tuple[int, ...], int] = {}
-        return [seen.setdefault(tuple(row), len(seen)) for row in self.clean.tolist()]
+        return _numbered([tuple(row) for row in self.clean.tolist()])
+
+    @property
+    def cases(self) -> list[int]:
+        """Index of each row's case, in order of first appearance: what an interval counts once.
+
+        Rows of one group are one case; without groups, rows of one clean prompt are (`distinct`).
+        """
+        return _numbered(self.groups) if self.groups else self.distinct
+
+    @property
+    def case_name(self) -> str:
+        """Return what a case is called in a text: "prompt", or "prompt group"."""
+        return "prompt group" if self.groups else "prompt"
 
     def score(self, logits: Float[Tensor, "prompt pos vocab"]) -> Float[Tensor, " prompt"]:
         """Return the logit of the answer minus the logit of the foil, in nats of log-odds.
@@ -293,13 +328,16 @@ class Behaviour:
 
     def to_dict(self) -> dict[str, object]:
         """Return plain lists for JSON."""
-        several = {
+        several: dict[str, object] = {
             name: [[[token, weight] for token, weight in row.items()] for row in given]
             for name, given in (("answers", self.answers), ("foils", self.foils))
             if given
         }
+        schema = SCHEMA_OF_SEVERAL if several else SCHEMA
+        if self.groups:
+            schema, several["groups"] = SCHEMA_OF_GROUPS, list(self.groups)
         return {
-            "schema": SCHEMA_OF_SEVERAL if several else SCHEMA,
+            "schema": schema,
             "name": self.name,
             **{name: getattr(self, name).tolist() for name in TENSORS},
             "subject": list(self.subject) if self.subject else None,
@@ -312,6 +350,12 @@ class Behaviour:
     def save(self, path: str | Path) -> None:
         """Write sealed JSON that `load` and every later command accepts."""
         storage.write_json(Path(path), storage.seal(self.to_dict()))
+
+
+def _numbered(keys: Sequence[Hashable]) -> list[int]:
+    """Return the index of each key among the different ones, in order of first appearance."""
+    seen: dict[Hashable, int] = {}
+    return [seen.setdefault(key, len(seen)) for key in keys]
 
 
 def _ids(given: object, what: str) -> Int[Tensor, "*axes"]:
@@ -353,8 +397,8 @@ class Check:
             without candidates, a higher one than its foil.
         top1: Share of prompts where the answer has the highest logit of the whole vocabulary.
         score: Mean logit difference between answer and foil.
-        n: Number of distinct clean prompts.
-        interval: 95 % Wilson interval of the accuracy.
+        n: Number of distinct clean prompts, or of their groups (`Behaviour.cases`).
+        interval: 95 % Wilson interval of the accuracy, for n cases.
     """
 
     accuracy: float
@@ -403,8 +447,8 @@ def measure(model: HookedModel, behaviour: Behaviour) -> Check:
     score = behaviour.score(logits)
     accuracy = behaviour.correct(logits).float().mean().item()
     top1 = behaviour.is_highest(logits[:, -1]).float().mean().item()
-    # A prompt with several foils is one case, not several independent ones.
-    n = max(behaviour.distinct) + 1
+    # A prompt with several foils is one case, not several independent ones, and so is a group.
+    n = max(behaviour.cases) + 1
     return Check(accuracy, top1, score.mean().item(), n, wilson(accuracy, n))
 
 
@@ -491,7 +535,7 @@ def read(path: str | Path) -> Behaviour:
         Behaviour('ioi', 64 prompts of 15 tokens)
     """
     content = storage.read_sealed(Path(path))
-    if content.get("schema") not in (SCHEMA, SCHEMA_OF_SEVERAL):
+    if content.get("schema") not in (SCHEMA, SCHEMA_OF_SEVERAL, SCHEMA_OF_GROUPS):
         raise BehaviourError(
             f"{path}: holds {storage.held_kind(content)}, a behaviour is {SCHEMA!r}, as "
             "Behaviour.save writes it; rows of prompts may stand in a .jsonl, .csv or .tsv file"
@@ -517,5 +561,6 @@ def read(path: str | Path) -> Behaviour:
             candidates=tuple(content["candidates"]) if content["candidates"] else None,
             description=content["description"],
             tokenizer=content.get("tokenizer", ""),
+            groups=tuple(content.get("groups", ())),
             **several,
         )

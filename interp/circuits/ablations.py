@@ -34,7 +34,7 @@ from train.errors import nearest
 from train.model import GPT
 from train.progress import Progress
 from train.short_repr import short_repr
-from train.statistics import n_prompts, ratio_estimate, ratio_interval, wilson
+from train.statistics import ratio_estimate, ratio_interval, wilson
 
 
 __all__ = ["AblationTest", "ablation_tests"]
@@ -116,7 +116,7 @@ def ablation_tests(
             if unknown
             else f"no ablation was given; give some of {', '.join(STANDINS)}"
         )
-    prompts = n_prompts(behaviour.clean)
+    prompts = np.array(behaviour.cases)
     member = membership(prompts)
     if member.shape[1] < 2:
         standins = [one for one in standins if one == "corrupt"]

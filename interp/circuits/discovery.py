@@ -208,12 +208,12 @@ def _shared_positions(behaviour: Behaviour) -> tuple[str, ...]:
 def _split(behaviour: Behaviour, held_out: float, seed: int) -> tuple[Behaviour, Behaviour]:
     """Split a behaviour into prompts that choose the edges and prompts that judge them.
 
-    Rows of one prompt stay together. With fewer than two prompts on either side, both parts are the
-    whole behaviour.
+    Rows of one prompt or group stay together. With fewer than two of them on either side, both
+    parts are the whole behaviour.
     """
     if not 0 <= held_out < 1:
         raise CircuitError(f"held_out is {held_out}; it is a share of the prompts, below 1")
-    prompts = statistics.n_prompts(behaviour.clean)
+    prompts = _cases(behaviour)
     n_prompts = int(prompts.max()) + 1
     n_judges = round(held_out * n_prompts)
     if n_judges < 2 or n_prompts - n_judges < 2:
@@ -222,6 +222,11 @@ def _split(behaviour: Behaviour, held_out: float, seed: int) -> tuple[Behaviour,
     judges = torch.from_numpy(np.isin(prompts, order[:n_judges]))
     rows = torch.arange(behaviour.n_prompts)
     return behaviour.of(rows[~judges]), behaviour.of(rows[judges])
+
+
+def _cases(behaviour: Behaviour) -> Int64[np.ndarray, " row"]:
+    """Return the case of each row. Prompts keep the order by which seeded draws have chosen."""
+    return np.array(behaviour.cases) if behaviour.groups else statistics.n_prompts(behaviour.clean)
 
 
 def _chosen(
@@ -260,7 +265,7 @@ def _checked(
 ) -> Checks:
     graph, kept, mean = found.graph, found.kept, found.worth
     how = {"selection": found.selection, "signed": found.signed, "seed": seed}
-    prompts = statistics.n_prompts(chooser.behaviour.clean)
+    prompts = _cases(chooser.behaviour)
     strongest = torch.tensor([graph.index(edge) for edge in found.edges[:STRONGEST]])
     cut = torch.arange(graph.n_edges) != strongest[:, None]
     whole = torch.ones(1, graph.n_edges, dtype=torch.bool)

@@ -34,7 +34,7 @@ from interp.metrics import MetricOf
 from train.model import GPT
 from train.progress import Progress, count
 from train.short_repr import short_repr
-from train.statistics import n_prompts, ratio_estimate, resampled_means
+from train.statistics import ratio_estimate, resampled_means
 
 
 __all__ = ["SHARES", "Curve", "Judge", "Measured"]
@@ -129,7 +129,7 @@ class Judge:
         notes = patching.require_contrast(
             full,
             empty,
-            n_prompts(behaviour.clean),
+            np.array(behaviour.cases),
             name=behaviour.name,
             metric=metrics.made_for(metric, behaviour).name,
         )
@@ -166,7 +166,7 @@ class Judge:
 
         A prompt with several foils has several rows and counts as one prompt.
         """
-        return membership(n_prompts(self.behaviour.clean))
+        return membership(np.array(self.behaviour.cases))
 
 
 def membership(prompts: Int64[np.ndarray, " row"]) -> Float[np.ndarray, "row prompt"]:

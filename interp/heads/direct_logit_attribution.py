@@ -30,7 +30,7 @@ from train import storage
 from train.errors import nearest
 from train.model import GPT, attachments, init_gpt
 from train.progress import count
-from train.statistics import Average, n_prompts, over_prompts
+from train.statistics import Average, over_prompts
 
 
 if TYPE_CHECKING:
@@ -210,7 +210,7 @@ def decompose_logits(
             f"the {len(names)} parts add up to within {gap:.2g} of the logit difference, and "
             f"{TOLERANCE:g} is allowed; is a hook left in the model, or its precision low?"
         )
-    prompts = n_prompts(behaviour.clean)
+    prompts = np.array(behaviour.cases)
     control = split_logits(untrained, behaviour, over)[1]
     return Contributions(
         names,

@@ -26,7 +26,7 @@ from train import storage
 from train.errors import nearest
 from train.model import GPT, init_gpt
 from train.progress import Progress, count
-from train.statistics import Average, n_prompts, over_prompts, shares
+from train.statistics import Average, over_prompts, shares
 
 
 if TYPE_CHECKING:
@@ -311,7 +311,7 @@ def read(
     # [depth measure prompt pos] to [measure depth pos prompt]
     scores = np.stack(found).reshape(len(streams), len(MEASURES), -1, len(positions))
     scores = scores.transpose(1, 0, 3, 2)
-    prompts = n_prompts(behaviour.clean)
+    prompts = np.array(behaviour.cases)
     return {
         name: shares(one, prompts) if name == "top1" else over_prompts(one, prompts)
         for name, one in zip(MEASURES, scores, strict=True)

@@ -61,7 +61,7 @@ class Ablation(Result):
         intact: Mean score of the unchanged model.
         accuracy: Share of prompts on which the answer still beats its foil, per set.
         intact_accuracy: That share for the unchanged model.
-        n_prompts: Number of distinct prompts.
+        n_prompts: Number of distinct prompts, or of groups of them (`Behaviour.cases`).
         standin: Stand-in for the removed components: zero, mean, resample or corrupt.
         draws: Number of finished draws when resampling; 1 otherwise.
         metric: Name of the metric that was scored.
@@ -354,8 +354,8 @@ def _ablation(
     # Accuracy is defined by the sign of the logit difference (the last metric), whatever metric is
     # scored.
     right = np.where(np.isnan(scores), np.nan, found.scores[-1].numpy() > 0)
-    kinds = np.arange(max(behaviour.distinct) + 1)
-    each = np.array(behaviour.distinct)[None] == kinds[:, None]
+    kinds = np.arange(max(behaviour.cases) + 1)
+    each = np.array(behaviour.cases)[None] == kinds[:, None]
     average = each / each.sum(axis=1, keepdims=True)
     change = (scores - start) @ average.T
     bounds = [mean_interval(one) or (float("nan"),) * 2 for one in change]

@@ -353,7 +353,7 @@ def _noised(
         notes += require_contrast(
             clean_score,
             damaged,
-            np.array(behaviour.distinct),
+            np.array(behaviour.cases),
             name=behaviour.name,
             metric=measured.name,
             ends=ends,

@@ -63,7 +63,7 @@ class Effects(Result):
         high: Upper end of that interval.
         clean: Mean score of the clean prompts.
         corrupt: Mean score of the corrupt prompts.
-        n_prompts: Number of distinct clean prompts.
+        n_prompts: Number of distinct clean prompts, or of groups of them (`Behaviour.cases`).
         direction: "denoising" (corrupt prompts patched with clean values), "noising" (clean prompts
             patched with corrupt values) or "restoring in noise" (causal tracing).
         provenance: Model, behaviour and software that the effects were computed from.

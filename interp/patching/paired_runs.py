@@ -187,7 +187,7 @@ class PairedRuns:
         ends = (goal, start) if denoising else (start, goal)
         notes: tuple[str, ...] = ()
         if check:
-            prompts = np.array(behaviour.distinct)
+            prompts = np.array(behaviour.cases)
             for measured, on_clean, on_corrupt in zip(read, *ends, strict=True):
                 notes += require_contrast(
                     on_clean, on_corrupt, prompts, name=behaviour.name, metric=measured.name
@@ -257,7 +257,7 @@ class PairedRuns:
             "notes": (*self.notes, *_notes(patched, behaviour, layout)),
             "peak_bytes": patched.peak_bytes,
         }
-        prompts = np.array(behaviour.distinct)
+        prompts = np.array(behaviour.cases)
         first, *also = [
             {
                 **_of_metric(

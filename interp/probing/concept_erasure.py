@@ -456,7 +456,7 @@ def _measured(
     logits = model.run_with_hooks(tokens, fwd_hooks=hooks) if hooks else model(tokens)
     score = behaviour.score(logits).double().cpu().numpy()
     right = behaviour.correct(logits).cpu().numpy().astype(float)
-    prompt = behaviour.clean.unique(dim=0, return_inverse=True)[1].numpy()
+    prompt = np.array(behaviour.cases)
     (scores, counts), (rights, _) = (classifiers.type_sums(v, prompt) for v in (score, right))
     return scores / counts, rights / counts
 

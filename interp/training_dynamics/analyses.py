@@ -14,6 +14,7 @@ here they use more prompts.
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from interp import behaviours, patching
 from interp.behaviours import Behaviour
@@ -31,6 +32,7 @@ __all__ = ["analysis", "behaviour_tasks", "heads_analysis", "score_analysis"]
 
 WATCHED_PROMPTS = 16
 FEW = 4  # prompts; of fewer no 95 % interval of an accuracy lies above one half
+FEW_GROUPS = 10  # of fewer, the interval lies above one half only if nearly all prompts are right
 
 
 def analysis(name: str, run: Run, *, n_prompts: int = 64, seed: int = 0) -> Analysis:
@@ -67,7 +69,21 @@ def score_analysis(behaviour: Behaviour) -> Analysis:
         MonitorScore(value=1.0, error=0.0, n=64)
     """
     asked = {"behaviour": behaviour.name, "behaviour_sha256": behaviour.sha256}
-    return Analysis(f"score:{behaviour.name}", _scores([_asked(behaviour)]), asked)
+    measure, n = _scores([_asked(behaviour)]), max(behaviour.cases) + 1
+
+    def of_cases(model: GPT, step: int) -> dict[str, MonitorScore]:
+        # A task knows prompts and no groups of them: a mean is as sure as one of so many cases.
+        return {
+            name: replace(one, error=_error(one, n), n=n)
+            for name, one in measure(model, step).items()
+        }
+
+    return Analysis(f"score:{behaviour.name}", of_cases if behaviour.groups else measure, asked)
+
+
+def _error(score: MonitorScore, n: int) -> float | None:
+    """Return the standard error of a mean of n cases."""
+    return None if n < 2 or score.error is None else score.error * (score.n / n) ** 0.5
 
 
 def heads_analysis(
@@ -78,17 +94,20 @@ def heads_analysis(
     An effect is a share of the clean-corrupt difference, which is undefined if that difference may
     be zero. Checkpoints are therefore analysed only if the 95 % interval of their accuracy lies
     above one half; at the others the analysis raises a CapabilityError, which `over_training`
-    records. Of fewer than four prompts no interval can lie above one half: then the accuracy
-    itself must, and the effects say that they have few prompts or no interval.
+    records. Of fewer than four prompts no interval can lie above one half, and of fewer than
+    ten groups it hardly can: then the accuracy itself must, and the effects say that they have few
+    prompts or no interval.
 
     Examples:
         >>> training_dynamics.heads_analysis(ioi).measure(model, 2100).top(1)
         [L0H1 0.907]
     """
 
+    few = max(behaviour.cases) + 1 < (FEW_GROUPS if behaviour.groups else FEW)
+
     def measure(model: GPT, step: int) -> patching.Effects:
         check = behaviours.measure(model, behaviour)
-        least = check.accuracy if check.n < FEW else check.interval[0]
+        least = check.accuracy if few else check.interval[0]
         if least <= 0.5:
             raise CapabilityError(
                 f"the model does not do {behaviour.name!r} at step {step}: accuracy "
@@ -98,7 +117,7 @@ def heads_analysis(
         return patching.heads(model, behaviour, direction=direction)
 
     asked = {"behaviour": behaviour.name, "behaviour_sha256": behaviour.sha256}
-    if max(behaviour.distinct) + 1 < FEW:
+    if few:
         asked["refused_by"] = "accuracy"  # rows of versions that refused by the interval are others
     return Analysis(
         f"heads:{behaviour.name}", measure, {**asked, "direction": direction, "seed": seed}

@@ -71,6 +71,10 @@ def test_continuations_are_texts_after_their_context_one_case_each(model):
     ]
     assert queries.measure_query(model, query).tolist() == pytest.approx(alone, abs=1e-5)
     assert query.cases.tolist() == [0, 1, 2]
+    grouped = queries.query_of_continuations(pairs, WORDS.eot, name="three", groups=[4, 9, 4])
+    assert grouped.cases.tolist() == [0, 1, 0]
+    with pytest.raises(QueryError, match="3 continuations and 2 groups"):
+        queries.query_of_continuations(pairs, WORDS.eot, name="three", groups=[4, 9])
 
 
 @pytest.mark.parametrize("pairs", [[], [([1, 2], [3]), ([1], [])]])

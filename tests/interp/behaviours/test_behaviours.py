@@ -11,6 +11,7 @@ from interp.errors import BehaviourError, CapabilityError, ModelError
 from tests.worlds.known import known
 from train.data import gpt2_tokenizer
 from train.errors import DamagedError
+from train.statistics import wilson
 
 
 def contrast(**changed) -> Behaviour:
@@ -117,7 +118,56 @@ def test_a_model_that_cannot_do_it_is_refused_with_the_numbers():
     assert behaviours.check(Says(2.0, 1.0, 0, 0), contrast()).score == 1.0
 
 
+class SaysItsToken(Says):
+    """A model that is right on prompts whose first token is not 2."""
+
+    def __call__(self, tokens):
+        right, wrong = torch.tensor([2.0, 1.0, 0, 0]), torch.tensor([1.0, 2.0, 0, 0])
+        return torch.where((tokens[:, :1] == 2)[..., None], wrong, right).expand(*tokens.shape, -1)
+
+
+def in_groups(**changed) -> Behaviour:
+    """Forty prompts of four groups; those of the last begin with token 2."""
+    last = torch.arange(40)[:, None] >= 30
+    middle = torch.arange(40)[:, None].expand(40, 2)
+    clean = torch.cat([torch.where(last, 2, 0), middle], dim=1)
+    corrupt = torch.cat([torch.ones(40, 1, dtype=torch.int64), middle], dim=1)
+    zeros, groups = torch.zeros(40, dtype=torch.int64), tuple(k // 10 for k in range(40))
+    parts = {"clean": clean, "corrupt": corrupt, "answer": zeros, "foil": zeros + 1}
+    return contrast(**{**parts, "groups": groups, **changed})
+
+
+def test_prompts_of_a_group_count_once_in_an_interval():
+    model = SaysItsToken()
+    grouped, apart = (behaviours.measure(model, in_groups(groups=one)) for one in
+                      (in_groups().groups, ()))  # fmt: skip
+    assert (grouped.accuracy, grouped.n) == (0.75, 4)
+    assert (apart.accuracy, apart.n) == (0.75, 40)
+    assert grouped.interval == wilson(0.75, 4)
+    assert apart.interval == wilson(0.75, 40)
+    assert in_groups().of([5, 31, 32]).cases == [0, 1, 1]
+
+
+def test_groups_that_do_not_fit_the_prompts_are_refused():
+    with pytest.raises(BehaviourError, match="40 prompts and 3 groups"):
+        in_groups(groups=(0, 1, 2))
+    twice = contrast().clean.repeat(2, 1)
+    with pytest.raises(BehaviourError, match="1 of 1 prompts stand in several groups"):
+        contrast(
+            clean=twice, corrupt=contrast().corrupt.repeat(2, 1), answer=torch.tensor([0, 0]),
+            foil=torch.tensor([1, 2]), groups=(0, 1),
+        )  # fmt: skip
+
+
 # Keeping
+
+
+def test_groups_are_kept_in_a_file_that_older_versions_refuse(tmp_path):
+    in_groups().save(tmp_path / "asked.json")
+    again = behaviours.read(tmp_path / "asked.json")
+    assert again.cases == in_groups().cases
+    assert again.sha256 == in_groups().sha256 != in_groups(groups=()).sha256
+    assert '"openbook.behaviour/3"' in (tmp_path / "asked.json").read_text()
 
 
 def test_a_saved_behaviour_comes_back_the_same(tmp_path, store):

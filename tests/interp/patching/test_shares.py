@@ -22,6 +22,7 @@ from interp.errors import (
 from interp.patching import PairedRuns, paired_runs
 from interp.patching.engine import reference
 from tests.worlds.behaviours import said_by
+from train import statistics
 from train.model import GPT, GPTConfig, init_gpt
 
 
@@ -108,6 +109,20 @@ def test_a_prompt_that_occurs_twice_is_counted_once_in_the_interval(model, behav
     torch.testing.assert_close(once.values, twice.values)
     torch.testing.assert_close(once.low, twice.low)
     torch.testing.assert_close(once.high, twice.high)
+
+
+def test_prompts_of_a_group_are_summed_in_the_interval_and_the_share_stays(model, behaviour):
+    groups = (0, 1, 2, 3, 4, 5, 5)
+    apart = patching.heads(model, behaviour)
+    grouped = patching.heads(model, replace(behaviour, groups=groups))
+    assert (apart.n_prompts, grouped.n_prompts) == (7, 6)
+    torch.testing.assert_close(grouped.values, apart.values)
+    member = np.equal.outer(groups, range(6)).astype(float)
+    part, whole = (one.double().numpy() @ member for one in (apart.part, apart.whole))
+    low, high = statistics.ratio_interval(part, whole)
+    np.testing.assert_allclose(grouped.low, low, rtol=1e-4)
+    np.testing.assert_allclose(grouped.high, high, rtol=1e-4)
+    assert not np.allclose(grouped.low, apart.low)
 
 
 def test_the_contrast_knows_how_much_the_prompts_share(model, behaviour):
