@@ -1,6 +1,5 @@
 """The panel that says how much of a text chance would find in the training text."""
 
-import shlex
 from collections.abc import Sequence
 
 import numpy as np
@@ -8,6 +7,7 @@ import numpy as np
 from data_attribution.report import svg
 from data_attribution.report.page import Panel, command, table
 from data_attribution.report.svg import Line
+from data_attribution.report.text import typed_text
 from data_attribution.report.text_results import TextPage
 from train.progress import count
 from train.statistics import Estimate
@@ -109,8 +109,8 @@ def _retraining(found: TextPage) -> Sequence[str]:
     text, spans = found.text, found.spans
     if len(text) > SENTENCE and spans:
         text = min(spans, key=lambda one: one.span.log_probability).span.text
-    said = shlex.quote(" ".join(text.split())[:SENTENCE])
-    return (f"openbook trace sentence {found.place} {said} --prove 2",)
+    said = typed_text(" ".join(text.split())[:SENTENCE], "--prove 2")
+    return (f"openbook trace sentence {found.place} {said}",)
 
 
 def _percent(one: Estimate) -> str:

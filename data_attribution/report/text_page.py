@@ -9,7 +9,6 @@ them there.
 """
 
 import math
-import shlex
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -17,7 +16,7 @@ from pathlib import Path
 from data_attribution.report import highlighting, page, svg
 from data_attribution.report.chance_panel import chance_panel
 from data_attribution.report.page import Panel, command, excerpt, shown, strength, table
-from data_attribution.report.text import read_line, steps_line
+from data_attribution.report.text import read_line, steps_line, typed_text
 from data_attribution.report.text_parts import TextPart
 from data_attribution.report.text_results import HOLDERS, TextPage
 from data_attribution.tracing import Holder, TracedSpan
@@ -199,7 +198,8 @@ def _left_out(found: TextPage) -> str:
 def _card(number: int, one: TracedSpan, found: TextPage) -> str:
     said = one.span.text.strip()
     documents = "".join(_holder(holder, one.span.text) for holder in one.documents[:HOLDERS])
-    exposure = f"openbook exposure text {found.place} {shlex.quote(said)}"
+    # With the spaces at its ends, which are parts of its tokens.
+    exposure = f"openbook exposure text {found.place} {typed_text(one.span.text)}"
     return (
         f'<details id="span-{number}"{" open" * (number == 1)}><summary>span {number}: '
         f"“{shown(excerpt(said, 80))}”, {_read(one)}</summary>"

@@ -118,8 +118,15 @@ def test_prompts_of_a_group_are_summed_in_the_interval_and_the_share_stays(model
     assert (apart.n_prompts, grouped.n_prompts) == (7, 6)
     torch.testing.assert_close(grouped.values, apart.values)
     member = np.equal.outer(groups, range(6)).astype(float)
+    assert apart.part is not None
+    assert apart.whole is not None
     part, whole = (one.double().numpy() @ member for one in (apart.part, apart.whole))
-    low, high = statistics.ratio_interval(part, whole)
+    ends = statistics.ratio_interval(part, whole)
+    assert ends is not None
+    assert grouped.low is not None
+    assert grouped.high is not None
+    assert apart.low is not None
+    low, high = ends
     np.testing.assert_allclose(grouped.low, low, rtol=1e-4)
     np.testing.assert_allclose(grouped.high, high, rtol=1e-4)
     assert not np.allclose(grouped.low, apart.low)
