@@ -42,8 +42,8 @@ WITHOUT = {
         data_attribution.evaluation: evaluate rankings_by_method removal_curves_of
             retrained_on_subsets
         data_attribution.metagradients: influence rank_by_replay
-        data_attribution.demo: finished_formation formation_of plan plan_code play play_code
-            play_released refuse_other trained
+        data_attribution.demo: finished_formation formation_of line_readings plan plan_code play
+            play_code play_released refuse_other trained
         data_attribution.report: code_summary demo_summary read_proof write_code_page
             write_demo_page
         """,
