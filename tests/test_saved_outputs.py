@@ -118,7 +118,7 @@ def result(**data: str) -> Any:
         (result(text_plain="PosixPath('/scratch/me/a')"), "shows '/scratch/'"),
         (result(text_plain="at=/Volumes/My Disk/a"), "shows '/Volumes/'"),
         (result(text_plain="file:///export/a"), "shows '/export/'"),
-        (result(text_plain=r"C:\Users\me"), r"shows 'C:\\Users\\'"),
+        (result(text_plain="C:" + r"\Users\me"), "shows 'C:" + r"\\Users\\'"),
         (result(text_plain="<function f at 0x7f12ab34cd56>"), "shows '0x7f12ab34'"),
         (result(text_plain="Figure('heads', 1 trace)"), "a figure without its picture"),
         (result(text_html="<style>p{}</style><script>draw()</script><svg>1</svg>"), "no text"),

@@ -186,6 +186,7 @@ def shell_path(path: Path) -> str:
     """Return a path as a shell reads it; the home of who writes a page is `~`.
 
     Examples:
+        >>> from pathlib import Path
         >>> from data_attribution.report.page import shell_path
         >>> shell_path(Path.home() / "my runs" / "run"), shell_path(Path("runs/planted"))
         ("~/'my runs/run'", 'runs/planted')

@@ -26,7 +26,7 @@ def sources(**asked: object) -> Sources:
 def printed(**asked: object) -> str:
     """The command of a page whose other results do not matter."""
     found = object.__new__(BehaviourResults)
-    run: Any = SimpleNamespace(path="RUN")
+    run: Any = SimpleNamespace(path=Path("RUN"))
     vars(found).update(run=run, sources=sources(**asked), traced="", behaviour=None)
     return command_of_ranking(found).removeprefix("openbook ")
 
