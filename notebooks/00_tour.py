@@ -175,16 +175,16 @@ sources.show(10)
 # <details><summary>Solution</summary>
 #
 # ```python
-# both = [
+# with_both = [
 #     document
 #     for document in range(run.store.n_documents)
 #     if {fact["entity"], fact["value"]} <= set(run.store.text(document).split())
 # ]
-# stating = counterfactuals.documents_of(run, [fact])
-# others = [document for document in both if document not in stating]
+# known = counterfactuals.documents_of(run, [fact])
+# others = [document for document in with_both if document not in known]
 # for document in others[:4]:
 #     print(run.store.text(document))
-# assert set(stating) <= set(both)
+# assert set(known) <= set(with_both)
 # assert others
 # ```
 #

@@ -18,7 +18,7 @@
 import pandas
 
 from data_attribution import demo
-from train import progress, storage
+from train import numerics, progress, storage
 
 
 ROOT = storage.project_root()
@@ -36,6 +36,7 @@ found = demo.play_code(
     stage=progress.bar,
     steps=None if WHOLE else 16,
     controls=2,
+    how=None if WHOLE else numerics.choose(threads=1),
 )
 
 # %% [markdown]
