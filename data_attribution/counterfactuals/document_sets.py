@@ -174,7 +174,7 @@ def matched_random_sets(
 
 @dataclass(frozen=True)
 class _Comparison:
-    """What the draws of all controls of the same documents have in common.
+    """Everything that the draws of all controls of the same documents have in common.
 
     Attributes:
         own: Removed documents, ascending, with their first steps.

@@ -34,7 +34,7 @@ class TextPart:
         longest: Number of tokens of the longest span of it that stands in the training text.
         places: Number of places of the training text that hold it as a whole.
         readings: How often the run read it as a whole.
-        sampled: Whether `readings` is an estimate from a part of the places.
+        sampled: True if `readings` is an estimate from a part of the places.
     """
 
     text: str

@@ -86,7 +86,7 @@ def heads(
     """Draw a heat map with one number per head, the first layer at the bottom.
 
     Args:
-        from_zero: Whether the scale of colours begins at 0, for numbers that cannot be negative.
+        from_zero: Begin the scale of colours at 0, for numbers that cannot be negative.
 
     Examples:
         >>> figure = plots.heads(torch.zeros(2, 4), title="heads", unit="share")
@@ -114,7 +114,7 @@ def heat_map(
 
     Args:
         axes: What the columns and what the rows are, in words.
-        from_zero: Whether the scale of colours begins at 0, for values that cannot be negative;
+        from_zero: Begin the scale of colours at 0, for values that cannot be negative;
             otherwise 0 is in its middle.
 
     Examples:

@@ -91,7 +91,7 @@ class DocumentRemoval:
 
 @dataclass(frozen=True)
 class RemovalChoice:
-    """How the documents of a removal were chosen, as the manifest of a retrained run records it.
+    """The choice of the documents of a removal, as the manifest of a retrained run records it.
 
     The choice is no part of the run's id: the same documents give the same training.
 

@@ -175,7 +175,7 @@ class Run:
 
     @cached_property
     def removal_choice(self) -> RemovalChoice | None:
-        """How the removed documents were chosen; None: nothing was removed, or it is not recorded.
+        """Choice of the removed documents; None if nothing was removed or it is not recorded.
 
         It is the choice for which the run was trained first. A run that lacks the same documents
         for another reason is not trained again.
